@@ -1,6 +1,7 @@
 """kiban (基盤): choose a foundation model for your own data, make it yours, measure it, use it.
 
-`kiban.load(x)` opens a model, `kiban.adopt(table, text=..., label=...)` runs the main job. Everything heavy loads on first use.
+`kiban.load(x)` opens a model, `kiban.adopt(table, text=..., label=...)` runs the main job.
+Everything heavy loads on first use.
 """
 
 from __future__ import annotations

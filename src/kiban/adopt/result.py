@@ -98,7 +98,7 @@ class CandidateResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """a against b on the same test rows: difference a - b with 95% paired bootstrap intervals, and McNemar's exact test."""
+    """a against b on the same test rows: a - b with 95% paired bootstrap intervals, and McNemar's exact test."""
 
     a: str
     b: str
@@ -153,7 +153,7 @@ class Forecast:
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
-    """The decision. id is None if nothing meets the requirements. label_more: rows to label before the leaders separate."""
+    """The decision. id is None if nothing meets the requirements; label_more: rows to label until the leaders part."""
 
     verdict: Verdict
     id: str | None

@@ -56,7 +56,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One fit. max_steps bounds optimiser steps; work is a folder for checkpoints that an interrupted fit resumes from."""
+    """One fit. max_steps bounds optimiser steps; an interrupted fit resumes from checkpoints in the folder work."""
 
     task: Task
     candidate: Candidate
@@ -100,7 +100,7 @@ class Strategy(Protocol):
     name: str
 
     def refusal(self, task: Task, traits: Any) -> str | None:
-        """Why this strategy cannot serve the task with a model of these Traits (None for the baseline); None if it can."""
+        """Why this strategy cannot serve the task with a model of these Traits (None: no model); None if it can."""
         ...
 
     def default_steps(self, train_rows: int) -> int:
@@ -108,5 +108,5 @@ class Strategy(Protocol):
         ...
 
     def fit(self, job: Job) -> Fitted:
-        """Fit on job.train alone; job.validation may steer early stopping and settings, the test rows are never seen."""
+        """Fit on job.train alone; job.validation may steer early stopping; the test rows are never seen."""
         ...
