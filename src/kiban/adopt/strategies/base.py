@@ -98,6 +98,7 @@ class Strategy(Protocol):
     """One way to adopt."""
 
     name: str
+    learns: bool  # False if the training rows do not matter (zero-shot)
 
     def refusal(self, task: Task, traits: Any) -> str | None:
         """Why this strategy cannot serve the task with a model of these Traits (None: no model); None if it can."""

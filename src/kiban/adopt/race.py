@@ -1,0 +1,356 @@
+"""Successive halving over candidates (Jamieson & Talwalkar 2016): all start on few rows, the better half goes on.
+
+Everything that decides is written to the run folder before it takes effect, and is read back on resume: `plan.json`
+(what steps and rows cost on this machine, measured once) and `metrics.jsonl` (one line per finished fit). Given those, the
+race is deterministic; only timings differ.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kiban.adopt.measure import Measured, measure
+from kiban.adopt.strategies import load_predictor, strategy
+from kiban.adopt.strategies.base import Candidate, Job, Predictor, Rows, Task
+from kiban.config import Progress, silent
+from kiban.errors import BudgetError, KibanError
+from kiban.evaluate.metrics import macro_f1
+
+SHARES = (0.2, 0.2, 0.35)  # of the time, for the rungs; the rest goes to measuring on the test rows
+FRACTIONS = (0.25, 0.5, 1.0)  # of the training rows
+MIN_ROWS = 48  # fewer validation or test rows tell nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """seconds for the whole race, or steps for the last fit of each candidate (then timings decide nothing)."""
+
+    seconds: float | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.seconds is None) == (self.steps is None):
+            raise BudgetError("budget", why="give either a time or a number of steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a candidate takes on this machine, in seconds."""
+
+    step: float
+    row: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lap:
+    """One candidate on one rung. predicted are label indices for the first rows of the validation set."""
+
+    id: str
+    rung: int
+    steps: int
+    train_rows: int
+    seconds: float
+    predicted: tuple[int, ...]
+    failed: str = ""
+
+
+class Race:
+    """Runs candidates against each other inside a run folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        task: Task,
+        rows: tuple[Rows, Rows, Rows],
+        candidates: Sequence[Candidate],
+        budget: Budget,
+        *,
+        seed: int,
+        progress: Progress = silent,
+        log: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.folder, self.task, self.budget, self.seed = folder, task, budget, seed
+        self.train, self.validation, self.test = rows
+        self.candidates = {c.id: c for c in candidates}
+        self.progress, self.log = progress, log
+        self.order = _rows_with_every_class_first(self.train, seed)
+        sizes = [min(len(self.train), max(64, round(f * len(self.train)))) for f in FRACTIONS]
+        self.rungs = sorted(set(sizes))
+        self.laps = self._read_laps()
+        self.costs: dict[str, Cost] = {}
+
+    # The run folder -------------------------------------------------------------------------------------------------
+
+    def _home(self, id: str) -> Path:
+        return self.folder / "candidates" / id.replace(":", "--")
+
+    def _read_laps(self) -> dict[tuple[str, int], Lap]:
+        """Finished laps; a last line cut by a kill is dropped and its lap is run again."""
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return {}
+        whole = [line for line in path.read_bytes().split(b"\n")[:-1] if line]
+        laps = [Lap(**{**json.loads(line), "predicted": tuple(json.loads(line)["predicted"])}) for line in whole]
+        path.write_bytes(b"".join(line + b"\n" for line in whole))
+        return {(lap.id, lap.rung): lap for lap in laps}
+
+    def _record(self, lap: Lap) -> Lap:
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(lap.__dict__, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.laps[lap.id, lap.rung] = lap
+        return lap
+
+    # Planning -------------------------------------------------------------------------------------------------------
+
+    def plan(self) -> None:
+        """Measure once per run what a step and a row cost each candidate. A budget in steps needs no measuring."""
+        path = self.folder / "plan.json"
+        if path.exists():
+            self.costs = {id: Cost(**cost) for id, cost in json.loads(path.read_text(encoding="utf-8")).items()}
+            return
+        for number, candidate in enumerate(self.candidates.values()):
+            self.progress("plan", number, len(self.candidates))
+            if self.budget.steps is None:
+                self.costs[candidate.id] = self._probe(candidate)
+        self.progress("plan", len(self.candidates), len(self.candidates))
+        _write_atomically(path, json.dumps({id: cost.__dict__ for id, cost in self.costs.items()}, indent=1))
+
+    def _probe(self, candidate: Candidate) -> Cost:
+        times: list[float] = []
+        work = self._home(candidate.id) / "probe"
+        shutil.rmtree(work, ignore_errors=True)
+        try:
+            job = self._job(candidate, 64, 4, work, lambda stage, done, total: times.append(time.perf_counter()))
+            fitted = strategy(candidate.strategy).fit(job)
+            step = float(np.median(np.diff(times))) if fitted.steps and len(times) > 1 else 0.0
+            texts = list(self.validation.inputs[:10])
+            fitted.predictor.predict(texts[:2])
+            start = time.perf_counter()
+            fitted.predictor.predict(texts[2:])
+            return Cost(step=step, row=(time.perf_counter() - start) / max(1, len(texts) - 2))
+        except KibanError as error:
+            self._record(_failed(candidate.id, -1, error))
+            return Cost(step=0.0, row=0.0)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            gc.collect()
+
+    def _grants(self, pool: float, wanted: dict[str, float]) -> dict[str, float]:
+        """Share a pool of seconds evenly; what a cheap candidate leaves goes to the dearer ones."""
+        grants: dict[str, float] = {}
+        for left, (id, wish) in zip(
+            range(len(wanted), 0, -1), sorted(wanted.items(), key=lambda item: item[1]), strict=True
+        ):
+            grants[id] = min(wish, pool / left)
+            pool -= grants[id]
+        return grants
+
+    def _allowance(self, rung: int, alive: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """For each candidate: optimiser steps and validation rows on this rung."""
+        size, everything = self.rungs[rung], len(self.validation)
+        steps = {id: strategy(self.candidates[id].strategy).default_steps(size) for id in alive}
+        if self.budget.steps is not None:
+            limit = max(1, round(self.budget.steps * size / len(self.train)))
+            return {id: (min(steps[id], limit), everything) for id in alive}
+        assert self.budget.seconds is not None
+        share = SHARES[len(SHARES) - len(self.rungs) + rung]
+        wanted = {id: steps[id] * self.costs[id].step + everything * self.costs[id].row for id in alive}
+        result = {}
+        for id, grant in self._grants(self.budget.seconds * share, wanted).items():
+            cost = self.costs[id]
+            looking = grant if not steps[id] else 0.3 * grant
+            rows = everything if cost.row == 0 else min(everything, max(MIN_ROWS, int(looking / cost.row)))
+            rest = grant - rows * cost.row
+            affordable = steps[id] if cost.step == 0 else min(steps[id], max(4, int(rest / cost.step)))
+            result[id] = (affordable, rows)
+        return result
+
+    # Running --------------------------------------------------------------------------------------------------------
+
+    def _job(self, candidate: Candidate, size: int, steps: int, work: Path, progress: Progress) -> Job:
+        chosen = self.order[:size]
+        return Job(
+            task=self.task,
+            candidate=candidate,
+            train=Rows(inputs=[self.train.inputs[i] for i in chosen], targets=[self.train.targets[i] for i in chosen]),
+            validation=self.validation,
+            max_steps=steps,
+            seed=self.seed,
+            work=work,
+            progress=progress,
+        )
+
+    def run(self) -> dict[str, Lap]:
+        """All rungs; returns each candidate's last lap."""
+        self.plan()
+        alive = list(self.candidates)
+        for rung in range(len(self.rungs)):
+            # Only failures of earlier rungs count, so that a resumed race plans as the first run did.
+            alive = [id for id in alive if not self.laps.get((id, rung - 1), _NONE).failed]
+            allowance = self._allowance(rung, alive)
+            for id, (steps, rows) in allowance.items():
+                if (id, rung) not in self.laps:
+                    self._lap(self.candidates[id], rung, steps, rows)
+            alive = [id for id in allowance if not self.laps[id, rung].failed]
+            if rung + 1 < len(self.rungs):
+                alive = self._better_half(rung, alive)
+        return {
+            id: max((lap for lap in self.laps.values() if lap.id == id), key=lambda lap: lap.rung)
+            for id in self.candidates
+        }
+
+    def _lap(self, candidate: Candidate, rung: int, steps: int, rows: int) -> None:
+        before = self.laps.get((candidate.id, rung - 1))
+        if before and not strategy(candidate.strategy).learns:
+            # More training rows change nothing for it.
+            self._record(Lap(**{**before.__dict__, "rung": rung}))
+            return
+        home = self._home(candidate.id)
+        work, model = home / f"work-{rung}", home / "model"
+        self.log(f"{candidate.id}: rung {rung + 1}/{len(self.rungs)}, {self.rungs[rung]} rows, {steps} steps")
+        start = time.perf_counter()
+        try:
+            job = self._job(candidate, self.rungs[rung], steps, work, self._staged(candidate.id))
+            fitted = strategy(candidate.strategy).fit(job)
+            predicted = self._predict(fitted.predictor, candidate.id, rows)
+            shutil.rmtree(model, ignore_errors=True)
+            fitted.predictor.save(model)
+        except (KibanError, MemoryError) as error:
+            self._record(_failed(candidate.id, rung, error))
+            return
+        finally:
+            gc.collect()
+        seconds = time.perf_counter() - start
+        self._record(
+            Lap(
+                id=candidate.id,
+                rung=rung,
+                steps=fitted.steps,
+                train_rows=self.rungs[rung] if strategy(candidate.strategy).learns else 0,
+                seconds=seconds,
+                predicted=tuple(predicted),
+            )
+        )
+        shutil.rmtree(work, ignore_errors=True)
+        score = self.score(self.laps[candidate.id, rung])
+        self.log(f"{candidate.id}: validation macro-F1 {score:.3f} on {len(predicted)} rows, {seconds:.0f} s")
+
+    def _predict(self, predictor: Predictor, id: str, rows: int) -> list[int]:
+        predicted: list[int] = []
+        for start in range(0, rows, 32):
+            self.progress(f"{id} · validate", start, rows)
+            predicted += (
+                predictor.predict(list(self.validation.inputs[start : min(rows, start + 32)])).argmax(-1).tolist()
+            )
+        self.progress(f"{id} · validate", rows, rows)
+        return predicted
+
+    def _staged(self, id: str) -> Progress:
+        return lambda stage, done, total: self.progress(f"{id} · {stage}", done, total)
+
+    # Judging --------------------------------------------------------------------------------------------------------
+
+    def score(self, lap: Lap, rows: int | None = None) -> float:
+        """Macro-F1 of a lap on the first rows of the validation set."""
+        predicted = np.asarray(lap.predicted[:rows])
+        truth = np.asarray(self.validation.targets[: len(predicted)])
+        return float(macro_f1(truth, predicted, len(self.task.labels)))
+
+    def _better_half(self, rung: int, alive: list[str]) -> list[str]:
+        """The better half by macro-F1 on the rows that all were seen on, at least two; the baseline always stays."""
+        racers = [id for id in alive if self.candidates[id].model is not None]
+        common = min((len(self.laps[id, rung].predicted) for id in racers), default=0)
+        ranked = sorted(racers, key=lambda id: (-self.score(self.laps[id, rung], common), id))
+        kept = set(ranked[: max(2, -(-len(ranked) // 2))])
+        for id in ranked[len(kept) :]:
+            self.log(f"{id}: stopped, {self.score(self.laps[id, rung], common):.3f} is in the lower half")
+        return [id for id in alive if id in kept or self.candidates[id].model is None]
+
+    # The held-out rows ----------------------------------------------------------------------------------------------
+
+    def measure(self, last: dict[str, Lap]) -> dict[str, Measured]:
+        """Every candidate that did not fail, from its saved folder, in a fresh process, on the test rows.
+
+        Those that reached the last rung see all test rows that time allows; every candidate sees the same first ones.
+        """
+        running = [id for id, lap in last.items() if not lap.failed]
+        rows = dict.fromkeys(running, len(self.test))
+        if self.budget.seconds is not None:
+            wanted = {id: len(self.test) * self.costs[id].row for id in running}
+            for id, grant in self._grants(self.budget.seconds * (1 - sum(SHARES)), wanted).items():
+                enough = len(self.test) if grant >= wanted[id] else int(grant / self.costs[id].row)
+                rows[id] = min(len(self.test), max(MIN_ROWS, enough))
+        results = {}
+        for id in running:
+            path = self._home(id) / "measured.json"
+            if not path.exists():
+                inputs = list(self.test.inputs[: rows[id]])
+                self.log(f"{id}: measuring on {len(inputs)} held-out rows in a fresh process")
+                measured = measure(self._home(id) / "model", inputs, progress=self._staged(id))
+                _write_atomically(path, json.dumps(measured.__dict__))
+            results[id] = Measured(**json.loads(path.read_text(encoding="utf-8")))
+        return results
+
+    def curve(self, id: str) -> list[tuple[int, float]]:
+        """(training rows, macro-F1 on the validation rows that all laps of this candidate saw)."""
+        laps = [
+            lap
+            for key, lap in sorted(self.laps.items(), key=lambda item: item[0][1])
+            if key[0] == id and not lap.failed
+        ]
+        common = min((len(lap.predicted) for lap in laps), default=0)
+        return [(lap.train_rows, self.score(lap, common)) for lap in laps if lap.train_rows]
+
+    def keep(self, id: str, final: Path) -> None:
+        """Put the candidate's folder in place as final/ and drop the weights of the others."""
+        if not final.exists():
+            staged = final.with_name(".final")
+            shutil.rmtree(staged, ignore_errors=True)
+            shutil.copytree(self._home(id) / "model", staged)
+            load_predictor(staged)
+            staged.rename(final)
+
+    def clean(self) -> None:
+        """Remove the candidates' weights; what was measured of them stays."""
+        for id in self.candidates:
+            shutil.rmtree(self._home(id) / "model", ignore_errors=True)
+
+
+_NONE = Lap(id="", rung=-1, steps=0, train_rows=0, seconds=0.0, predicted=())
+
+
+def _failed(id: str, rung: int, error: BaseException) -> Lap:
+    why = str(error) or type(error).__name__
+    return Lap(id=id, rung=rung, steps=0, train_rows=0, seconds=0.0, predicted=(), failed=why)
+
+
+def _rows_with_every_class_first(rows: Rows, seed: int) -> list[int]:
+    """A shuffled order whose head holds one row of each class, so that small rungs know all classes."""
+    shuffled = np.random.default_rng(seed).permutation(len(rows)).tolist()
+    first: dict[Any, int] = {}
+    for i in shuffled:
+        first.setdefault(rows.targets[i], i)
+    head = list(first.values())
+    seen = set(head)
+    return head + [i for i in shuffled if i not in seen]
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    staged = path.with_name(path.name + ".tmp")
+    with staged.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    staged.replace(path)

@@ -1,0 +1,108 @@
+"""TF-IDF over characters (Japanese) or words and characters (others) with logistic regression: the thing to beat.
+
+It needs no foundation model, answers in a millisecond and is hard to beat on topics, so it is always in the race.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kiban.adopt.strategies.base import Fitted, Job, Task
+from kiban.errors import FormatError
+from kiban.weights.folder import read_json, verify_folder, write_folder
+
+# skops opens only types that are named; these are all that this pipeline is made of.
+TRUSTED = [
+    "sklearn.feature_extraction.text.TfidfTransformer",
+    "sklearn.feature_extraction.text.TfidfVectorizer",
+    "sklearn.linear_model._logistic.LogisticRegression",
+    "sklearn.pipeline.FeatureUnion",
+    "sklearn.pipeline.Pipeline",
+    "numpy.float64",
+    "scipy.sparse._csr.csr_matrix",
+]
+
+
+class BaselinePredictor:
+    """A scikit-learn pipeline from text to class probabilities."""
+
+    def __init__(self, pipeline: Any, num_labels: int, labels: Sequence[str]) -> None:
+        self.pipeline, self.num_labels, self.labels = pipeline, num_labels, tuple(labels)
+
+    def predict(self, inputs: Sequence[Any]) -> NDArray[np.float64]:
+        """Probabilities (N, C); a class that the training rows lacked gets 0."""
+        probabilities = np.zeros((len(inputs), self.num_labels))
+        if len(inputs):
+            probabilities[:, self.pipeline.classes_] = self.pipeline.predict_proba(list(inputs))
+        return probabilities
+
+    def save(self, folder: Path) -> None:
+        """Write `model.skops` (opens with skops, no pickle) and the manifest."""
+        import skops.io
+
+        write_folder(
+            folder,
+            tensors={},
+            config={"labels": list(self.labels)},
+            files={"model.skops": skops.io.dumps(self.pipeline)},
+            manifest={"strategy": "baseline", "labels": list(self.labels)},
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> BaselinePredictor:
+        """Open what save wrote. Raises FormatError if the file asks for types that are not a baseline's."""
+        import skops.io
+
+        verify_folder(folder)
+        labels = read_json(folder / "kiban.json")["labels"]
+        path = folder / "model.skops"
+        foreign = set(skops.io.get_untrusted_types(file=path)) - set(TRUSTED)
+        if foreign:
+            raise FormatError(path, why=f"asks for types that a baseline does not use: {', '.join(sorted(foreign))}")
+        return cls(skops.io.load(path, trusted=TRUSTED), len(labels), labels)
+
+
+class Baseline:
+    """See the module's first lines."""
+
+    name = "baseline"
+    learns = True
+
+    def refusal(self, task: Task, traits: Any) -> str | None:
+        return None if task.kind == "single_label" else f"not written for {task.kind} tasks"
+
+    def default_steps(self, train_rows: int) -> int:
+        return 0
+
+    def fit(self, job: Job) -> Fitted:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import FeatureUnion, Pipeline
+
+        # Character n-grams need no word segmentation, which Japanese does not write; English gains from whole words.
+        common = {"sublinear_tf": True, "lowercase": True, "min_df": 1 if len(job.train) < 500 else 2}
+        parts = [("characters", TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), **common))]
+        if job.task.language == "ja":
+            parts = [("characters", TfidfVectorizer(analyzer="char", ngram_range=(1, 4), **common))]
+        else:
+            parts.append(("words", TfidfVectorizer(analyzer="word", ngram_range=(1, 2), **common)))
+        best: tuple[float, Any] | None = None
+        truth = np.asarray(job.validation.targets)
+        for strength in (1.0, 10.0, 100.0):
+            classifier = LogisticRegression(C=strength, max_iter=500, random_state=job.seed)
+            pipeline = Pipeline([("features", FeatureUnion(parts)), ("classifier", classifier)])
+            pipeline.fit(list(job.train.inputs), np.asarray(job.train.targets))
+            score = float((pipeline.predict(list(job.validation.inputs)) == truth).mean()) if len(truth) else 0.0
+            if best is None or score > best[0]:
+                best = (score, pipeline)
+        assert best is not None
+        return Fitted(predictor=BaselinePredictor(best[1], len(job.task.labels), job.task.labels), steps=0)
+
+
+STRATEGY = Baseline()
+PREDICTOR = BaselinePredictor
