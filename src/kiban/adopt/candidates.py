@@ -1,4 +1,4 @@
-"""Which models, adapted in which ways, enter the race: the catalogue filtered by the task, the machine and the licence."""
+"""Which models, adapted how, enter the race: the catalogue filtered by the task, the machine and the licence."""
 
 from __future__ import annotations
 

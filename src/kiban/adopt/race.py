@@ -1,8 +1,8 @@
 """Successive halving over candidates (Jamieson & Talwalkar 2016): all start on few rows, the better half goes on.
 
 Everything that decides is written to the run folder before it takes effect, and is read back on resume: `plan.json`
-(what steps and rows cost on this machine, measured once) and `metrics.jsonl` (one line per finished fit). Given those, the
-race is deterministic; only timings differ.
+(what steps and rows cost on this machine, measured once) and `metrics.jsonl` (one line per finished fit). Given those,
+the race is deterministic; only timings differ.
 """
 
 from __future__ import annotations

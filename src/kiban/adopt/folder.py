@@ -1,0 +1,148 @@
+"""The run folder: its settings, its lock, and what this machine is."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kiban import __version__
+from kiban.config import from_dict, read_yaml, to_dict, write_yaml
+from kiban.data.tables import from_frame
+from kiban.errors import ConfigError, DatasetError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """config.yaml of a run: all that repeats it. Times in seconds, memory in bytes."""
+
+    source: str
+    source_sha256: str
+    text: str
+    label: str
+    require: str = ""
+    seconds: float | None = 600.0
+    steps: int | None = None  # instead of seconds: optimiser steps of the longest fit; repeats exactly on any machine
+    max_memory: int | None = None
+    models: tuple[str, ...] | None = None  # None: every embedded model of the catalogue
+    strategies: tuple[str, ...] | None = None
+    seed: int = 0
+    lang: str = "en"
+    on_bad_row: str = "stop"
+    yen_per_hour: float = 15.0  # a small cloud machine of two cores
+    yen_per_usd: float = 150.0
+
+    @property
+    def command(self) -> str:
+        """The command line that repeats the run."""
+        words = [
+            "kiban adopt",
+            shlex.quote(self.source),
+            "--text",
+            shlex.quote(self.text),
+            "--label",
+            shlex.quote(self.label),
+        ]
+        words += ["--time", f"{self.seconds:g}s"] if self.steps is None else ["--steps", str(self.steps)]
+        words += ["--require", shlex.quote(self.require)] if self.require else []
+        words += ["--max-memory", f"{self.max_memory}B"] if self.max_memory else []
+        words += ["--models", shlex.quote(",".join(self.models))] if self.models else []
+        words += ["--strategies", ",".join(self.strategies)] if self.strategies else []
+        words += ["--on-bad-row", self.on_bad_row] if self.on_bad_row != "stop" else []
+        words += ["--seed", str(self.seed), "--yen-per-hour", f"{self.yen_per_hour:g}"]
+        return " ".join([*words, "--yen-per-usd", f"{self.yen_per_usd:g}", "--lang", self.lang])
+
+    def save(self, folder: Path) -> None:
+        """Write config.yaml."""
+        values = to_dict(self)
+        write_yaml(folder / "config.yaml", {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()})
+
+    @classmethod
+    def read(cls, folder: Path) -> Settings:
+        """Read config.yaml. Raises ConfigError if the folder holds no run."""
+        if not (folder / "config.yaml").exists():
+            raise ConfigError(folder, why="is not a run folder", hint="give the folder that `kiban adopt` printed")
+        values = read_yaml(folder / "config.yaml")
+        lists = {key: tuple(values[key]) for key in ("models", "strategies") if values.get(key) is not None}
+        return from_dict(cls, {**values, **lists})
+
+
+class Lock:
+    """Refuses a second run on one folder, also after this process was killed (the system drops the lock)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / ".lock"
+
+    def __enter__(self) -> None:
+        self.file = self.path.open("w")
+        try:
+            if os.name == "nt":
+                import msvcrt
+
+                msvcrt.locking(self.file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+            else:
+                import fcntl
+
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.file.close()
+            raise ConfigError(
+                self.path.parent, why="another kiban process works on this run", hint="wait for it"
+            ) from error
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+
+def new_folder(name: str) -> Path:
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"adopt-{name}-{stamp}"
+
+
+def keep_frame(frame: Any, folder: Path) -> Path:
+    """A frame becomes a file of the run, so that the run can be resumed and repeated."""
+    path = folder / "table.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for row in from_frame(frame).rows:
+            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+    return path
+
+
+def sha256_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DatasetError(path, why=f"cannot be read: {error.strerror}") from error
+
+
+def environment() -> dict[str, Any]:
+    import psutil
+    import torch
+
+    memory = psutil.virtual_memory().total
+    return {
+        "kiban": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": memory,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

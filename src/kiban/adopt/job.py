@@ -1,0 +1,230 @@
+"""`kiban.adopt(...)`: look, list, race, measure, decide, report, leave. This file only joins the parts."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kiban import __version__
+from kiban.adopt.assemble import assemble
+from kiban.adopt.candidates import Skipped, list_candidates
+from kiban.adopt.folder import Lock, Settings, environment, keep_frame, new_folder, sha256_of
+from kiban.adopt.profile import guess_columns, profile
+from kiban.adopt.race import Budget, Race
+from kiban.adopt.report import write_report
+from kiban.adopt.result import CandidateResult, Profile, Result, Splits
+from kiban.adopt.split import split
+from kiban.adopt.strategies import load_predictor
+from kiban.adopt.strategies.base import Candidate, Predictor, Rows, Task
+from kiban.choose.cost import Prices
+from kiban.choose.requirements import Requirement, parse
+from kiban.config import Progress, from_dict, silent
+from kiban.data.tables import Table, read_table
+from kiban.errors import ConfigError, IntegrityError
+
+MAX_TEST_ROWS = 2000  # more narrow the intervals little and cost every candidate time
+
+
+class AdoptedModel:
+    """The recommended model, ready to use."""
+
+    def __init__(self, predictor: Predictor, labels: Sequence[str]) -> None:
+        self.predictor, self.labels = predictor, tuple(labels)
+
+    def predict(self, texts: Sequence[str]) -> list[str]:
+        """The label of each text."""
+        return [self.labels[i] for i in self.predictor.predict(list(texts)).argmax(-1)]
+
+    def predict_proba(self, texts: Sequence[str]) -> list[dict[str, float]]:
+        """For each text the probability of every label."""
+        return [dict(zip(self.labels, row, strict=True)) for row in self.predictor.predict(list(texts)).tolist()]
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """A finished run."""
+
+    folder: Path
+    result: Result
+
+    @property
+    def recommended(self) -> CandidateResult | None:
+        """The candidate that the run recommends; None if nothing meets the requirements."""
+        id = self.result.recommendation.id
+        return self.result.candidate(id) if id else None
+
+    def pareto(self) -> list[CandidateResult]:
+        """The candidates that no other beats in both macro-F1 and cost, cheapest first."""
+        front = [self.result.candidate(id) for id in self.result.pareto]
+        return sorted(front, key=lambda c: c.cost_per_1k_yen or 0.0)
+
+    @cached_property
+    def model(self) -> AdoptedModel:
+        """The model in `final/`. Raises ConfigError if the run recommended none."""
+        if self.result.recommendation.id is None:
+            raise ConfigError(
+                self.folder, why="no candidate met the requirements", hint="relax --require and run again"
+            )
+        return AdoptedModel(load_predictor(self.folder / "final"), self.result.labels)
+
+    @property
+    def report(self) -> Path:
+        """The report, one HTML file."""
+        return self.folder / "report.html"
+
+
+def adopt(
+    table: Any,
+    *,
+    text: str | None = None,
+    label: str | None = None,
+    require: str | Mapping[str, Any] = "",
+    seconds: float | None = 600.0,
+    steps: int | None = None,
+    out: str | Path | None = None,
+    progress: Progress = silent,
+    log: Callable[[str], None] = lambda line: None,
+    **settings: Any,
+) -> Adoption:
+    """Try the ways to adopt foundation models for a labelled table, measure them, recommend one and leave it ready.
+
+    table: path of a CSV, TSV, JSONL or Parquet file, or a pandas or polars frame. text, label: columns; guessed if
+    unambiguous. require: "p95<300ms, cost<50円/1k" or {"p95_ms": 300}. seconds bounds the race, or steps the longest
+    fit. settings: the other fields of `Settings`. Raises DatasetError for data that cannot be used.
+    """
+    name = "frame" if not isinstance(table, str | Path) else Path(table).stem
+    folder = Path(out) if out else new_folder(name)
+    if (folder / "config.yaml").exists():
+        raise ConfigError(folder, why="holds a run already", hint="choose another --out, or continue it with --resume")
+    folder.mkdir(parents=True, exist_ok=True)
+    source = keep_frame(table, folder) if not isinstance(table, str | Path) else Path(table)
+    on_bad_row = settings.get("on_bad_row", "stop")
+    data = read_table(source, on_bad_row=on_bad_row, quarantine=folder / "quarantine.jsonl")
+    text, label = guess_columns(data, text=text, label=label)
+    parse(require)  # a misspelt requirement is told before the work, not after
+    resolved = from_dict(
+        Settings,
+        {
+            **settings,
+            "source": str(source),
+            "source_sha256": sha256_of(source),
+            "text": text,
+            "label": label,
+            "require": require if isinstance(require, str) else ", ".join(r.text for r in parse(require)),
+            "seconds": None if steps is not None else seconds,
+            "steps": steps,
+        },
+    )
+    resolved.save(folder)
+    return _run(folder, resolved, data, progress, log)
+
+
+def resume(
+    folder: str | Path, *, progress: Progress = silent, log: Callable[[str], None] = lambda line: None
+) -> Adoption:
+    """Continue an interrupted run; a finished one is opened. Raises IntegrityError if its table has changed."""
+    folder = Path(folder)
+    settings = Settings.read(folder)
+    if (folder / "result.json").exists() and (folder / "report.html").exists():
+        return Adoption(folder, Result.read(folder / "result.json"))
+    source = Path(settings.source)
+    if not source.exists() or sha256_of(source) != settings.source_sha256:
+        raise IntegrityError(source, why="is not the table that the run began with", hint="start a new run")
+    data = read_table(source, on_bad_row=settings.on_bad_row, quarantine=folder / "quarantine.jsonl")
+    return _run(folder, settings, data, progress, log)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What is known before the race."""
+
+    task: Task
+    profile: Profile
+    splits: Splits
+    rows: tuple[Rows, Rows, Rows]  # train, validation, test
+    test_lines: tuple[int, ...]  # line in the table of each test row
+    candidates: list[Candidate]
+    skipped: list[Skipped]
+    requirements: tuple[Requirement, ...]
+
+
+def look(settings: Settings, data: Table, *, progress: Progress = silent) -> Look:
+    """Profile the data, split it without leaks and list the candidates. Raises DatasetError if no race is possible."""
+    progress("profile", 0, None)
+    found = profile(data, settings.text, settings.label, seed=settings.seed)
+    labels = tuple(found.labels)
+    progress("split", 0, None)
+    parts = split(found.texts, found.targets, seed=settings.seed, max_test=MAX_TEST_ROWS)
+    rows = tuple(
+        Rows(inputs=[found.texts[i] for i in part], targets=[found.targets[i] for i in part])
+        for part in (parts.train, parts.validation, parts.test)
+    )
+    task = Task(
+        kind="single_label", labels=labels, language=found.profile.language, length_p95=found.profile.length_p95
+    )
+    requirements = parse(settings.require)
+    candidates, skipped = list_candidates(
+        task,
+        models=settings.models,
+        strategies=settings.strategies,
+        max_memory=settings.max_memory,
+        commercial=any(r.name == "license" for r in requirements),
+        progress=progress,
+    )
+    return Look(
+        task=task,
+        profile=found.profile,
+        splits=Splits(
+            train=len(parts.train), validation=len(parts.validation), test=len(parts.test), groups=parts.groups
+        ),
+        rows=(rows[0], rows[1], rows[2]),
+        test_lines=tuple(found.lines[i] for i in parts.test),
+        candidates=candidates,
+        skipped=skipped,
+        requirements=requirements,
+    )
+
+
+def _run(folder: Path, settings: Settings, data: Table, progress: Progress, log: Callable[[str], None]) -> Adoption:
+    started = time.time()
+    with Lock(folder):
+        seen = look(settings, data, progress=progress)
+        budget = Budget(seconds=settings.seconds, steps=settings.steps)
+        race = Race(
+            folder, seen.task, seen.rows, seen.candidates, budget, seed=settings.seed, progress=progress, log=log
+        )
+        laps = race.run()
+        measured = race.measure(laps)
+        facts_here = environment()
+        (folder / "environment.json").write_text(json.dumps(facts_here, ensure_ascii=False, indent=1), encoding="utf-8")
+        result = assemble(
+            seen,
+            race,
+            laps,
+            measured,
+            prices=Prices(yen_per_hour=settings.yen_per_hour, yen_per_usd=settings.yen_per_usd),
+            seed=settings.seed,
+            facts={
+                "kiban_version": __version__,
+                "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "command": settings.command,
+                "source": Path(settings.source).name,
+                "text_column": settings.text,
+                "label_column": settings.label,
+                "environment": facts_here,
+                "total_seconds": time.time() - started,
+            },
+        )
+        if result.recommendation.id:
+            race.keep(result.recommendation.id, folder / "final")
+        result.save(folder / "result.json")
+        progress("report", 0, None)
+        write_report(folder, lang="ja" if settings.lang == "ja" else "en")
+        race.clean()
+    return Adoption(folder, result)

@@ -1,0 +1,200 @@
+"""`kiban adopt`: the main job."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kiban.cli.console import Console, current
+from kiban.errors import ConfigError
+
+if TYPE_CHECKING:
+    from kiban.adopt.job import Adoption, Look
+
+WORDS = {
+    "look": {"ja": "データ: {rows} 行、{classes} クラス、言語 {language}", "en": "Data: {rows} rows, {classes} classes, language {language}"},
+    "splits": {
+        "ja": "分割: 学習 {train} 行、検証 {validation} 行、テスト {test} 行",
+        "en": "Split: {train} rows to train, {validation} to validate, {test} to test",
+    },
+    "candidates": {"ja": "候補", "en": "Candidates"},
+    "skipped": {"ja": "対象外", "en": "left out"},
+    "report": {"ja": "レポート", "en": "Report"},
+    "model": {"ja": "モデル", "en": "Model"},
+    "resume": {"ja": "中断しました。続きは: kiban adopt --resume {folder}", "en": "Interrupted. To go on: kiban adopt --resume {folder}"},
+    "headers": {
+        "ja": ("方法", "macro-F1 (95%区間)", "テスト行", "p50", "p95", "メモリ", "1,000件あたり", "状態"),
+        "en": ("way", "macro-F1 (95% interval)", "test rows", "p50", "p95", "memory", "per 1,000", "status"),
+    },
+    "status": {
+        "ja": {"finished": "完了", "stopped_early": "途中で打切り", "failed": "失敗", "skipped": "対象外"},
+        "en": {"finished": "finished", "stopped_early": "stopped early", "failed": "failed", "skipped": "left out"},
+    },
+}
+
+
+def adopt_command(
+    table: Annotated[Path | None, typer.Argument(help="CSV, TSV, JSONL or Parquet file with a text and a label column")] = None,
+    text: Annotated[str | None, typer.Option(help="column of the text; guessed if unambiguous")] = None,
+    label: Annotated[str | None, typer.Option(help="column of the label; guessed if unambiguous")] = None,
+    require: Annotated[str, typer.Option(help='for example "p95<300ms, cost<50円/1k, macro_f1>0.8, memory<2GB, license=commercial"')] = "",
+    time: Annotated[str, typer.Option(help="time for the race, for example 90s, 20m, 1h")] = "10m",
+    steps: Annotated[int | None, typer.Option(min=1, help="instead of --time: optimiser steps of the longest fit; repeats exactly")] = None,
+    max_memory: Annotated[str | None, typer.Option(help="leave out what needs more, for example 4GB")] = None,
+    models: Annotated[str | None, typer.Option(help="catalogue names or folders, with commas; default: all embedded ones")] = None,
+    strategies: Annotated[str | None, typer.Option(help="ways to try, with commas; default: all")] = None,
+    out: Annotated[Path | None, typer.Option(help="run folder; default: a new one under runs/")] = None,
+    resume: Annotated[Path | None, typer.Option(help="continue an interrupted run")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="look at the data and list the candidates, nothing more")] = False,
+    on_bad_row: Annotated[str, typer.Option(help="stop, or skip (bad rows go to quarantine.jsonl)")] = "stop",
+    yen_per_hour: Annotated[float, typer.Option(min=0.0, help="price of this machine")] = 15.0,
+    yen_per_usd: Annotated[float, typer.Option(min=0.01, help="exchange rate")] = 150.0,
+    seed: Annotated[int, typer.Option(help="seed of splits, models and intervals")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+    lang: Annotated[str | None, typer.Option(help="ja or en; default: from LANG")] = None,
+) -> None:
+    """Try the ways to adopt foundation models for your own labelled table; measure, decide, and leave a ready model.
+
+    Examples:
+
+      kiban adopt tickets.csv --text 本文 --label 区分 --require "p95<300ms, cost<50円/1k" --time 20m
+
+      kiban adopt reviews.parquet --strategies baseline,linear_head --lang en
+
+      kiban adopt --resume runs/adopt-tickets-20260401-093000
+    """
+    console = current(lang)
+    settings: dict[str, Any] = {
+        "max_memory": _bytes(max_memory) if max_memory else None,
+        "models": _names(models),
+        "strategies": _names(strategies),
+        "seed": seed,
+        "lang": console.lang,
+        "on_bad_row": on_bad_row,
+        "yen_per_hour": yen_per_hour,
+        "yen_per_usd": yen_per_usd,
+    }
+    if on_bad_row not in ("stop", "skip"):
+        raise ConfigError("--on-bad-row", field=on_bad_row, why="unknown choice", hint="stop or skip")
+    if resume is None and table is None:
+        raise ConfigError("kiban adopt", why="no table given", hint="kiban adopt TABLE --text COLUMN --label COLUMN")
+    from kiban.adopt import job
+    from kiban.adopt.folder import new_folder
+
+    if dry_run:
+        assert table is not None
+        with console.progress() as progress:
+            seen = job.preview(table, text=text, label=label, require=require, progress=progress, **settings)
+        _show_look(console, seen, as_json)
+        return
+    folder = resume or out or new_folder(Path(str(table)).stem)
+    try:
+        with console.progress() as progress:
+            if resume:
+                run = job.resume(resume, progress=progress, log=console.note)
+            else:
+                run = job.adopt(
+                    table,
+                    text=text,
+                    label=label,
+                    require=require,
+                    seconds=_seconds(time),
+                    steps=steps,
+                    out=folder,
+                    progress=progress,
+                    log=console.note,
+                    **settings,
+                )
+    except KeyboardInterrupt:
+        console.note(WORDS["resume"][console.lang].format(folder=folder))  # type: ignore[attr-defined]
+        raise
+    _show(console, run, as_json)
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else None
+
+
+def _seconds(text: str) -> float:
+    """90, 90s, 20m or 1.5h in seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h)?", text.strip())
+    if not match or float(match[1]) <= 0:
+        raise ConfigError("--time", field=text, why="is not a time", hint="for example 90s, 20m, 1h")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2] or "s"]
+
+
+def _bytes(text: str) -> int:
+    """4GB, 500MB, 2GiB or plain bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|[KMGT]i?B)?", text.strip(), flags=re.IGNORECASE)
+    if not match:
+        raise ConfigError("--max-memory", field=text, why="is not a size", hint="for example 4GB")
+    unit = (match[2] or "B").upper()
+    power = "BKMGT".index(unit[0])
+    return int(float(match[1]) * (1024 if "I" in unit else 1000) ** power)
+
+
+def _show_look(console: Console, seen: Look, as_json: bool) -> None:
+    """What a dry run prints."""
+    from kiban.adopt.findings import sentence
+
+    if as_json:
+        names = {"candidates": [c.id for c in seen.candidates], "skipped": {s.candidate.id: s.reason for s in seen.skipped}}
+        console.print(json.dumps({"splits": seen.splits.__dict__, "labels": seen.task.labels, **names}, ensure_ascii=False))
+        return
+    _show_data(console, seen)
+    for finding in seen.profile.findings:
+        console.print(f"  - {sentence(finding, console.lang)}")
+    console.print(_word(console, "candidates") + ":")
+    for candidate in seen.candidates:
+        console.print(f"  {candidate.id}")
+    for left_out in seen.skipped:
+        console.print(f"  {left_out.candidate.id} ({_word(console, 'skipped')}: {left_out.reason})")
+
+
+def _show_data(console: Console, seen: Look) -> None:
+    profile, splits = seen.profile, seen.splits
+    line = _word(console, "look").format(rows=profile.usable_rows, classes=len(seen.task.labels), language=profile.language)
+    console.print(line)
+    console.print(_word(console, "splits").format(train=splits.train, validation=splits.validation, test=splits.test))
+
+
+def _show(console: Console, run: Adoption, as_json: bool) -> None:
+    """The decision, a table, and where things lie."""
+    result = run.result
+    if as_json:
+        console.print((run.folder / "result.json").read_text(encoding="utf-8"))
+        return
+    rows = []
+    for c in sorted(result.candidates, key=lambda c: -(c.macro_f1.value if c.macro_f1 else -1.0)):
+        mark = "★ " if c.id == result.recommendation.id else "  "
+        status = WORDS["status"][console.lang][c.status]  # type: ignore[index]
+        if c.macro_f1 is None:
+            rows.append((mark + c.id, "-", "-", "-", "-", "-", "-", status))
+            continue
+        cost = f"{c.cost_per_1k_yen:.3g}円" if console.lang == "ja" else f"${c.cost_per_1k_usd:.2g}"
+        rows.append(
+            (
+                mark + c.id,
+                f"{c.macro_f1.value:.3f} ({c.macro_f1.low:.3f}–{c.macro_f1.high:.3f})",
+                str(c.test_rows),
+                f"{c.p50_ms:.0f} ms",
+                f"{c.p95_ms:.0f} ms",
+                f"{(c.peak_memory_bytes or 0) / 1e6:.0f} MB",
+                cost,
+                status,
+            )
+        )
+    console.table(WORDS["headers"][console.lang], rows)
+    decision = result.recommendation
+    console.print(decision.reason_ja if console.lang == "ja" else decision.reason_en)
+    console.print(f"{_word(console, 'report')}: {run.report}")
+    if decision.id:
+        console.print(f"{_word(console, 'model')}: {run.folder / 'final'}")
+
+
+def _word(console: Console, key: str) -> str:
+    return str(WORDS[key][console.lang])
