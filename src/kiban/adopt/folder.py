@@ -107,6 +107,7 @@ def new_folder(name: str) -> Path:
 
 def keep_frame(frame: Any, folder: Path) -> Path:
     """A frame becomes a file of the run, so that the run can be resumed and repeated."""
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "table.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for row in from_frame(frame).rows:

@@ -102,27 +102,49 @@ def adopt(
     folder = Path(out) if out else new_folder(name)
     if (folder / "config.yaml").exists():
         raise ConfigError(folder, why="holds a run already", hint="choose another --out, or continue it with --resume")
+    source = Path(table) if isinstance(table, str | Path) else keep_frame(table, folder)
+    settings |= {"seconds": None if steps is not None else seconds, "steps": steps}
+    resolved, data = _resolve(source, text, label, require, settings, quarantine=folder / "quarantine.jsonl")
     folder.mkdir(parents=True, exist_ok=True)
-    source = keep_frame(table, folder) if not isinstance(table, str | Path) else Path(table)
-    on_bad_row = settings.get("on_bad_row", "stop")
-    data = read_table(source, on_bad_row=on_bad_row, quarantine=folder / "quarantine.jsonl")
-    text, label = guess_columns(data, text=text, label=label)
-    parse(require)  # a misspelt requirement is told before the work, not after
-    resolved = from_dict(
-        Settings,
-        {
-            **settings,
-            "source": str(source),
-            "source_sha256": sha256_of(source),
-            "text": text,
-            "label": label,
-            "require": require if isinstance(require, str) else ", ".join(r.text for r in parse(require)),
-            "seconds": None if steps is not None else seconds,
-            "steps": steps,
-        },
-    )
     resolved.save(folder)
     return _run(folder, resolved, data, progress, log)
+
+
+def preview(
+    table: str | Path,
+    *,
+    text: str | None = None,
+    label: str | None = None,
+    require: str | Mapping[str, Any] = "",
+    progress: Progress = silent,
+    **settings: Any,
+) -> Look:
+    """What `adopt` would start from: the data's profile, the split and the candidates. Writes nothing."""
+    resolved, data = _resolve(Path(table), text, label, require, settings, quarantine=None)
+    return look(resolved, data, progress=progress)
+
+
+def _resolve(
+    source: Path,
+    text: str | None,
+    label: str | None,
+    require: str | Mapping[str, Any],
+    settings: Mapping[str, Any],
+    *,
+    quarantine: Path | None,
+) -> tuple[Settings, Table]:
+    """Settings with nothing left open, and the table."""
+    requirements = parse(require)  # a misspelt requirement is told before the work, not after
+    data = read_table(source, on_bad_row=settings.get("on_bad_row", "stop"), quarantine=quarantine)
+    text, label = guess_columns(data, text=text, label=label)
+    known = {
+        "source": str(source),
+        "source_sha256": sha256_of(source),
+        "text": text,
+        "label": label,
+        "require": ", ".join(r.text for r in requirements),
+    }
+    return from_dict(Settings, {**settings, **known}), data
 
 
 def resume(

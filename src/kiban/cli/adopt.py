@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from kiban.adopt.job import Adoption, Look
 
 WORDS = {
-    "look": {"ja": "データ: {rows} 行、{classes} クラス、言語 {language}", "en": "Data: {rows} rows, {classes} classes, language {language}"},
+    "look": {
+        "ja": "データ: {rows} 行、{classes} クラス、言語 {language}",
+        "en": "Data: {rows} rows, {classes} classes, language {language}",
+    },
     "splits": {
         "ja": "分割: 学習 {train} 行、検証 {validation} 行、テスト {test} 行",
         "en": "Split: {train} rows to train, {validation} to validate, {test} to test",
@@ -25,7 +28,10 @@ WORDS = {
     "skipped": {"ja": "対象外", "en": "left out"},
     "report": {"ja": "レポート", "en": "Report"},
     "model": {"ja": "モデル", "en": "Model"},
-    "resume": {"ja": "中断しました。続きは: kiban adopt --resume {folder}", "en": "Interrupted. To go on: kiban adopt --resume {folder}"},
+    "resume": {
+        "ja": "中断しました。続きは: kiban adopt --resume {folder}",
+        "en": "Interrupted. To go on: kiban adopt --resume {folder}",
+    },
     "headers": {
         "ja": ("方法", "macro-F1 (95%区間)", "テスト行", "p50", "p95", "メモリ", "1,000件あたり", "状態"),
         "en": ("way", "macro-F1 (95% interval)", "test rows", "p50", "p95", "memory", "per 1,000", "status"),
@@ -38,18 +44,28 @@ WORDS = {
 
 
 def adopt_command(
-    table: Annotated[Path | None, typer.Argument(help="CSV, TSV, JSONL or Parquet file with a text and a label column")] = None,
+    table: Annotated[
+        Path | None, typer.Argument(help="CSV, TSV, JSONL or Parquet file with a text and a label column")
+    ] = None,
     text: Annotated[str | None, typer.Option(help="column of the text; guessed if unambiguous")] = None,
     label: Annotated[str | None, typer.Option(help="column of the label; guessed if unambiguous")] = None,
-    require: Annotated[str, typer.Option(help='for example "p95<300ms, cost<50円/1k, macro_f1>0.8, memory<2GB, license=commercial"')] = "",
+    require: Annotated[
+        str, typer.Option(help='for example "p95<300ms, cost<50円/1k, macro_f1>0.8, memory<2GB, license=commercial"')
+    ] = "",
     time: Annotated[str, typer.Option(help="time for the race, for example 90s, 20m, 1h")] = "10m",
-    steps: Annotated[int | None, typer.Option(min=1, help="instead of --time: optimiser steps of the longest fit; repeats exactly")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="instead of --time: optimiser steps of the longest fit; repeats exactly")
+    ] = None,
     max_memory: Annotated[str | None, typer.Option(help="leave out what needs more, for example 4GB")] = None,
-    models: Annotated[str | None, typer.Option(help="catalogue names or folders, with commas; default: all embedded ones")] = None,
+    models: Annotated[
+        str | None, typer.Option(help="catalogue names or folders, with commas; default: all embedded ones")
+    ] = None,
     strategies: Annotated[str | None, typer.Option(help="ways to try, with commas; default: all")] = None,
     out: Annotated[Path | None, typer.Option(help="run folder; default: a new one under runs/")] = None,
     resume: Annotated[Path | None, typer.Option(help="continue an interrupted run")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="look at the data and list the candidates, nothing more")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="look at the data and list the candidates, nothing more")
+    ] = False,
     on_bad_row: Annotated[str, typer.Option(help="stop, or skip (bad rows go to quarantine.jsonl)")] = "stop",
     yen_per_hour: Annotated[float, typer.Option(min=0.0, help="price of this machine")] = 15.0,
     yen_per_usd: Annotated[float, typer.Option(min=0.01, help="exchange rate")] = 150.0,
@@ -142,8 +158,13 @@ def _show_look(console: Console, seen: Look, as_json: bool) -> None:
     from kiban.adopt.findings import sentence
 
     if as_json:
-        names = {"candidates": [c.id for c in seen.candidates], "skipped": {s.candidate.id: s.reason for s in seen.skipped}}
-        console.print(json.dumps({"splits": seen.splits.__dict__, "labels": seen.task.labels, **names}, ensure_ascii=False))
+        names = {
+            "candidates": [c.id for c in seen.candidates],
+            "skipped": {s.candidate.id: s.reason for s in seen.skipped},
+        }
+        console.print(
+            json.dumps({"splits": seen.splits.__dict__, "labels": seen.task.labels, **names}, ensure_ascii=False)
+        )
         return
     _show_data(console, seen)
     for finding in seen.profile.findings:
@@ -157,7 +178,9 @@ def _show_look(console: Console, seen: Look, as_json: bool) -> None:
 
 def _show_data(console: Console, seen: Look) -> None:
     profile, splits = seen.profile, seen.splits
-    line = _word(console, "look").format(rows=profile.usable_rows, classes=len(seen.task.labels), language=profile.language)
+    line = _word(console, "look").format(
+        rows=profile.usable_rows, classes=len(seen.task.labels), language=profile.language
+    )
     console.print(line)
     console.print(_word(console, "splits").format(train=splits.train, validation=splits.validation, test=splits.test))
 
