@@ -25,9 +25,7 @@ class PreNormBlock(nn.Module):
 class PostNormBlock(nn.Module):
     """norm1(x + attn(x)), then norm2(x + ffn(x)), as in the first Transformer. x: (B, T, D), same shape out."""
 
-    def __init__(
-        self, *, attn: Attention, ffn: nn.Module, norm: Callable[[], nn.Module], dropout: float = 0.0
-    ) -> None:
+    def __init__(self, *, attn: Attention, ffn: nn.Module, norm: Callable[[], nn.Module], dropout: float = 0.0) -> None:
         super().__init__()
         self.attn, self.norm1, self.ffn, self.norm2 = attn, norm(), ffn, norm()
         self.dropout = nn.Dropout(dropout)

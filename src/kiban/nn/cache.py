@@ -49,9 +49,7 @@ class KVCache:
     def repeat(self, times: int, max_len: int) -> KVCache:
         """A copy in which each row stands times in a row, with room for max_len tokens."""
         layers, batch, heads, _, head_dim = self.keys.shape
-        copy = KVCache(
-            layers, batch * times, heads, head_dim, max_len, dtype=self.keys.dtype, device=self.keys.device
-        )
+        copy = KVCache(layers, batch * times, heads, head_dim, max_len, dtype=self.keys.dtype, device=self.keys.device)
         filled = slice(0, self.length)
         copy.keys[:, :, :, filled] = self.keys[:, :, :, filled].repeat_interleave(times, dim=1)
         copy.values[:, :, :, filled] = self.values[:, :, :, filled].repeat_interleave(times, dim=1)
