@@ -182,7 +182,7 @@ def curves(
         most = max(most, forecast.rows_twice)
     y = _score_axis(canvas, box, values, y_title)
     x = _row_axis(canvas, box, most, x_title)
-    ends: list[tuple[float, float, float, Line]] = []
+    ends: list[tuple[float, float, Line]] = []
     for one in sorted(lines, key=lambda one: one.recommended):
         path = [(x(rows), y(score)) for rows, score in one.points]
         kind = "accent-line" if one.recommended else "bar"
@@ -192,7 +192,7 @@ def curves(
         end = path[-1]
         if one.recommended and forecast:
             end = _draw_forecast(canvas, forecast, x, y, end, words)
-        ends.append((end[1], end[0], end[1], one))
+        ends.append((*end, one))
     _end_labels(canvas, ends, box, narrow=narrow, room=room)
     return canvas
 
@@ -233,17 +233,18 @@ def _draw_forecast(
     return end
 
 
-def _end_labels(
-    canvas: Canvas, ends: list[tuple[float, float, float, Line]], box: Box, *, narrow: bool, room: float
-) -> None:
+def _end_labels(canvas: Canvas, ends: list[tuple[float, float, Line]], box: Box, *, narrow: bool, room: float) -> None:
     """Names at the right margin in the order of the lines, pushed apart until none overlap."""
-    gap, spots = 16.0, []
-    for wanted, end_x, end_y, one in sorted(ends, key=lambda end: end[0]):
-        spots.append([max(wanted, spots[-1][0] + gap) if spots else max(wanted, box[1]), end_x, end_y, one])
-    for i in range(len(spots) - 1, -1, -1):
-        limit = box[3] if i == len(spots) - 1 else spots[i + 1][0] - gap
-        spots[i][0] = min(spots[i][0], limit)
-    for at, end_x, end_y, one in spots:
+    gap = 16.0
+    ends = sorted(ends, key=lambda end: end[1])
+    heights: list[float] = []
+    for _, wanted, _ in ends:
+        heights.append(max(wanted, heights[-1] + gap if heights else box[1]))
+    limit = box[3]
+    for i in range(len(heights) - 1, -1, -1):
+        heights[i] = min(heights[i], limit)
+        limit = heights[i] - gap
+    for height, (end_x, end_y, one) in zip(heights, ends):
         text = str(one.number) if narrow else clip(f"{one.number} {one.name}", 12, room - 16)
-        canvas.line(end_x + 6, end_y, box[2] + 6, at, "grid", width=0.8)
-        canvas.text(box[2] + 10, at + 4, text, size=12, kind="bold accent" if one.recommended else "")
+        canvas.line(end_x + 6, end_y, box[2] + 6, height, "grid", width=0.8)
+        canvas.text(box[2] + 10, height + 4, text, size=12, kind="bold accent" if one.recommended else "")
