@@ -15,7 +15,7 @@ import pytest
 
 from kiban.adopt.report import write_report
 from kiban.adopt.report.formats import Formats, plain
-from kiban.adopt.report.svg import Canvas, Labels, overlap
+from kiban.adopt.report.svg import Canvas, Labels, clip_middle, overlap, text_width
 from kiban.adopt.report.view import View
 from kiban.adopt.report.words import STRATEGIES, TEXT, reason
 from kiban.adopt.result import (
@@ -348,9 +348,19 @@ def test_one_candidate_one_class_scores(result: Result, tmp_path: Path) -> None:
     only = measured("baseline", 1.0, 2.0, macro_f1=Interval(value=1.0, low=1.0, high=1.0))
     alone = dataclasses.replace(result, candidates=(only,), comparisons=(), forecast=None)
     source = page(alone, tmp_path, "en")
-    assert "nan" not in Words(source).text.lower().split() and "nan" not in re.sub(r"<[^>]*text[^>]*>", "", source)[:0]
-    for number in re.findall(r'(?:cx|cy|x1|y2)="([^"]+)"', source):
+    for number in re.findall(r'\b(?:cx|cy|x[12]?|y[12]?|width|height)="([^"%]+)"', source.split("</style>")[1]):
         assert math.isfinite(float(number))
+
+
+@pytest.mark.parametrize(("classes", "drawn"), [(2, True), (30, True), (31, False)])
+def test_few_and_many_classes(result: Result, tmp_path: Path, classes: int, drawn: bool) -> None:
+    labels = tuple(f"class {i}" for i in range(classes))
+    matrix = tuple(tuple(5 if i == j else int(j == 0) for j in range(classes)) for i in range(classes))
+    only = dataclasses.replace(result.candidates[0], confusion=matrix, per_class=())
+    source = page(dataclasses.replace(result, labels=labels, candidates=(only,), comparisons=()), tmp_path, "en")
+    assert (tmp_path / "plots" / "confusion.svg").exists() == drawn
+    assert ("because there are 31 classes" in source) == (not drawn)
+    assert "“class 1” taken for “class 0”: 1 row" in Words(source).text
 
 
 def test_model_card_is_named_only_if_it_is_there(result: Result, tmp_path: Path) -> None:
@@ -397,6 +407,12 @@ def test_formats() -> None:
     assert ja.moment("2026-11-24T11:20:00+00:00") == "2026年11月24日 11:20 UTC"
     assert en.moment("yesterday") == "yesterday"
     assert en.rows(1) == "1 row"
+
+
+def test_clipped_labels_stay_distinct() -> None:
+    labels = [clip_middle(f"問い合わせの区分その{i}", 12, 90) for i in range(10, 40)]
+    assert len(set(labels)) == 30 and all(text_width(label, 12) <= 90 for label in labels)
+    assert clip_middle("長い", 12, 1) == "長…" and clip_middle("short", 12, 90) == "short"
 
 
 def test_labels_keep_apart() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from kiban.adopt.report.formats import plain
-from kiban.adopt.report.svg import Box, Canvas, Labels, clip, text_width
+from kiban.adopt.report.svg import Box, Canvas, Labels, clip, clip_middle, text_width
 from kiban.adopt.result import Forecast, Interval
 
 MAX_CONFUSION = 30  # more classes than this cannot be read as a table
@@ -136,7 +136,7 @@ def confusion(
     """Heat map [truth][predicted]; shade is the share of the row, numbers are rows of the table."""
     size = 12.0 if width >= 500 else 9.5
     side = min(max(text_width(label, size) for label in labels) + 10, width * 0.27)
-    names = [clip(label, size, side - 10) for label in labels]
+    names = [clip_middle(label, size, side - 10) for label in labels]
     lean = text_width(names[-1], size) * 0.72  # the last column's name, turned by 45 degrees, leans over the edge
     cell = min((width - side - 22 - lean) / (len(labels) - 0.5), 58.0)
     high = min(cell, 36.0)

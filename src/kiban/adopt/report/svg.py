@@ -36,6 +36,16 @@ def clip(text: str, size: float, width: float) -> str:
     return text + "…"
 
 
+def clip_middle(text: str, size: float, width: float) -> str:
+    """As clip, but the end stays too: "question type 11" and "question type 12" must not become one."""
+    if text_width(text, size) <= width:
+        return text
+    keep = len(text) - 1
+    while keep > 1 and text_width(text[: keep - keep // 2] + "…" + text[-(keep // 2) :], size) > width:
+        keep -= 1
+    return text[: keep - keep // 2] + "…" + (text[-(keep // 2) :] if keep > 1 else "")
+
+
 def overlap(a: Box, b: Box) -> float:
     """The area that two boxes share."""
     wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])

@@ -116,7 +116,7 @@ class View:
         return self.say("licence_unknown") if c.licence == "unknown" else c.licence
 
     def requirements(self) -> list[dict[str, Any]]:
-        """Each requirement, whether it is met, and what was measured."""
+        """Each requirement: what was measured, or how many candidates meet it if none is recommended."""
         if self.result.recommendation.id and self.shown:
             checks = {c.requirement: c for c in self.shown.checks}
             return [self._requirement(text, checks.get(text)) for text in self.result.requirements]
@@ -124,14 +124,17 @@ class View:
         for text in self.result.requirements:
             checks = {c.id: check for c in self.scored for check in c.checks if check.requirement == text}
             met = sum(check.ok for check in checks.values())
-            told.append({"text": text, "ok": met > 0, "note": self.say("met_by", n=met, total=len(self.scored))})
+            told.append(
+                {"text": text, "ok": met > 0, "word": "", "note": self.say("met_by", n=met, total=len(self.scored))}
+            )
         return told
 
     def _requirement(self, text: str, check: Check | None) -> dict[str, Any]:
         value = self.formats.checked(check) if check else ""
         missing = check is None or (check.value is None and not check.ok)
         note = self.say("measured_as", value=value) if value else self.say("not_measured") if missing else ""
-        return {"text": text, "ok": bool(check and check.ok), "note": note}
+        ok = bool(check and check.ok)
+        return {"text": text, "ok": ok, "word": self.say("met" if ok else "unmet"), "note": note}
 
     # Candidates -----------------------------------------------------------------------------------------------------
 
