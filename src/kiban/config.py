@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +66,17 @@ class Family:
     gguf_architectures: tuple[str, ...] = ()
     from_gguf: Callable[[Mapping[str, Any]], Any] | None = None
     gguf_names: Callable[[Any], Any] | None = None
+
+
+def home() -> Path:
+    """Where kiban keeps weights and verdicts: KIBAN_HOME, else `kiban` in the user's cache folder."""
+    if os.environ.get("KIBAN_HOME"):
+        return Path(os.environ["KIBAN_HOME"]).expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "kiban" / "Cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "kiban"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kiban"
 
 
 T = TypeVar("T")

@@ -1,0 +1,159 @@
+"""Model folders: written whole or not at all, with a sha256 for every file, and read without leaving the folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from kiban.errors import FormatError, IntegrityError, KibanError, LimitError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_JSON_BYTES = 256 * 2**20
+MANIFEST = "kiban.json"
+
+
+def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Read a JSON object. Raises FormatError for anything else, LimitError if the file is larger than max_bytes."""
+    try:
+        if path.stat().st_size > max_bytes:
+            raise LimitError(path, why=f"is larger than {max_bytes} bytes")
+        data = path.read_bytes()
+    except OSError as error:
+        raise FormatError(path, why=f"cannot be read: {error.strerror}") from error
+    return parse_json(data, path)
+
+
+def parse_json(data: bytes, path: Path) -> dict[str, Any]:
+    """A JSON object from bytes; a repeated key is refused, since readers differ on which one counts."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise FormatError(path, field=twice, why="stands twice in the JSON")
+        return result
+
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=once)
+    except UnicodeDecodeError as error:
+        raise FormatError(path, offset=error.start, why="is not UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise FormatError(path, line=error.lineno, why=f"is not JSON: {error.msg}") from error
+    except RecursionError:
+        raise FormatError(path, why="is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise FormatError(path, why="is not a JSON object")
+    return value
+
+
+def inside(folder: Path, name: str, *, source: Path) -> Path:
+    """The path of a member of folder. Raises FormatError if the name, or a symbolic link, leads out of it."""
+    parts = PurePosixPath(name)
+    if parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name or not name:
+        raise FormatError(source, field=name, why="leads out of the folder")
+    path = folder / parts
+    # A cache of the hub links its files from a sibling folder of blobs, which is as much its own.
+    homes = (folder.resolve(), folder.resolve().parent.parent / "blobs")
+    if path.is_symlink() and not any(path.resolve().is_relative_to(home) for home in homes):
+        raise FormatError(source, field=name, why="is a link that leads out of the folder")
+    return path
+
+
+@contextlib.contextmanager
+def staged_folder(path: Path) -> Iterator[Path]:
+    """A new folder that appears at path, complete and flushed to disk, when the block ends without an error.
+
+    Raises KibanError if something is there already.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise KibanError(path, why="exists already", hint="give a new folder; kiban never overwrites a model")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
+    try:
+        yield staged
+        for file in [staged, *staged.rglob("*")]:
+            sync(file)
+        if path.exists():
+            path.rmdir()
+        staged.rename(path)
+        sync(path.parent)
+    except OSError as error:
+        raise KibanError(path, why=f"could not be written: {error.strerror}", hint="is the disk full?") from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder's entries to disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot open folders; its renames are journalled
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write kiban.json with the size and sha256 of every other file of the folder."""
+    from kiban import __version__
+
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    files = {n: {"sha256": sha256_of(folder / n), "bytes": (folder / n).stat().st_size} for n in names}
+    values = {"kiban_version": __version__, **facts, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(values, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def verify_folder(folder: Path) -> None:
+    """Check every file against kiban.json, if it is there. Raises IntegrityError naming the file that differs."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return
+    files = read_json(path).get("files")
+    if not isinstance(files, dict):
+        raise FormatError(path, field="files", why="is missing")
+    for name, facts in files.items():
+        member = inside(folder, name, source=path)
+        if not member.is_file():
+            raise IntegrityError(member, why="is missing", hint="copy the folder again")
+        if not isinstance(facts, dict) or sha256_of(member) != facts.get("sha256"):
+            raise IntegrityError(member, why="has changed since it was written", hint="copy the folder again")
+
+
+def write_folder(
+    path: Path,
+    *,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    files: Mapping[str, str | bytes],
+    manifest: Mapping[str, Any],
+) -> None:
+    """Write a model folder atomically: config.json, model.safetensors, other files, kiban.json. path must be new."""
+    from kiban.weights.safetensors import write_safetensors
+
+    with staged_folder(path) as folder:
+        (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=2), encoding="utf-8")
+        for name, content in files.items():
+            member = inside(folder, name, source=path)
+            member.parent.mkdir(parents=True, exist_ok=True)
+            member.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        if tensors:
+            write_safetensors(folder, tensors)
+        write_manifest(folder, manifest)
