@@ -27,43 +27,6 @@ FILTERS = (
     "abs bool capitalize count d default dictsort e first float int items join last length list lower map max min "
     "reject rejectattr replace reverse round safe select selectattr sort string sum title tojson trim unique upper"
 ).split()
-    "abs",
-    "bool",
-    "capitalize",
-    "count",
-    "d",
-    "default",
-    "dictsort",
-    "e",
-    "first",
-    "float",
-    "int",
-    "items",
-    "join",
-    "last",
-    "length",
-    "list",
-    "lower",
-    "map",
-    "max",
-    "min",
-    "reject",
-    "rejectattr",
-    "replace",
-    "reverse",
-    "round",
-    "safe",
-    "select",
-    "selectattr",
-    "sort",
-    "string",
-    "sum",
-    "title",
-    "tojson",
-    "trim",
-    "unique",
-    "upper",
-]
 PADDING_METHODS = {"ljust", "rjust", "center", "zfill", "format", "format_map", "expandtabs", "translate"}
 
 _steps_left: ContextVar[int] = ContextVar("steps left")

@@ -24,7 +24,8 @@ class Rotary(nn.Module):
         """cos and sin, each (..., Dh), float32, for positions (...) int64 in tokens."""
         # Computed on the spot: a buffer would be lost when a model built on the meta device gets its weights.
         exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=positions.device) / self.head_dim
-        angle = positions[..., None].float() * self.base**-exponent  # (..., Dh/2)
+        frequency = 1.0 / self.base**exponent
+        angle = positions[..., None].float() * frequency  # (..., Dh/2)
         angle = torch.cat((angle, angle), dim=-1)
         return angle.cos(), angle.sin()
 

