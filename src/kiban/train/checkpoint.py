@@ -1,0 +1,109 @@
+"""Checkpoints that survive a kill: written beside, flushed, renamed, and only then is an older one removed.
+
+A checkpoint is a folder `step-N` with the tensors in safetensors, the rest in state.json, and a manifest of sha256s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kiban.errors import CheckpointError, KibanError, NonFiniteError
+from kiban.weights.folder import read_json, staged_folder, verify_folder, write_manifest
+from kiban.weights.safetensors import read_safetensors, write_safetensors
+
+KEEP = 2
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Write `folder/step-N`. Raises NonFiniteError if a parameter is not finite, CheckpointError if it cannot be written."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise NonFiniteError(name, why="holds NaN or infinity; no checkpoint was written", hint="lower the rate")
+    path = folder / f"step-{step}"
+    try:
+        shutil.rmtree(path, ignore_errors=True)  # an unverified leftover of this very step
+        with staged_folder(path) as staged:
+            write_safetensors(staged, {name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+            (staged / "state.json").write_text(json.dumps(state), encoding="utf-8")
+            write_manifest(staged, {"step": step})
+    except NonFiniteError:
+        raise
+    except (KibanError, OSError) as error:
+        raise CheckpointError(
+            path, why=f"cannot be written: {error}", hint="free some disk space and resume"
+        ) from error
+    for old in steps(folder)[:-KEEP]:
+        shutil.rmtree(folder / f"step-{old}", ignore_errors=True)
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, oldest first; temporary ones are not among them."""
+    found = [path.name.removeprefix("step-") for path in folder.glob("step-*") if path.is_dir()]
+    return sorted(int(name) for name in found if name.isdigit())
+
+
+def load_newest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+    """The newest checkpoint whose files are all as they were written; None if the folder holds none.
+
+    Raises CheckpointError if there are checkpoints, but every one of them is damaged.
+    """
+    found = steps(folder)
+    for step in reversed(found):
+        path = folder / f"step-{step}"
+        with contextlib.suppress(KibanError):
+            if not (path / "kiban.json").exists():
+                continue
+            verify_folder(path)
+            return step, read_safetensors(path / "model.safetensors"), read_json(path / "state.json")
+    if found:
+        raise CheckpointError(
+            folder, why="holds checkpoints, but every one is damaged", hint="start again in a new folder"
+        )
+    return None
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold a folder for one trainer; the system lets go when the process ends, however it ends.
+
+    Raises CheckpointError if another trainer holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            if sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise CheckpointError(
+                folder, why="another trainer works here", hint="wait for it, or use a new folder"
+            ) from error
+        yield
+
+
+def rng_state() -> Tensor:
+    """State of torch's generator on the CPU."""
+    return torch.get_rng_state()
+
+
+def remove(folder: Path) -> None:
+    """Drop all checkpoints of a finished run."""
+    for step in steps(folder):
+        shutil.rmtree(folder / f"step-{step}", ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.remove(folder / ".lock")
