@@ -26,13 +26,14 @@ from kiban.adopt.result import (
 from kiban.adopt.strategies.base import Candidate
 from kiban.choose.cost import Prices, cost_per_thousand
 from kiban.evaluate.curves import fit_learning_curve
-from kiban.evaluate.metrics import accuracy, confusion, macro_f1, per_class
-from kiban.evaluate.statistics import bootstrap_interval, holm, mcnemar, paired_bootstrap
+from kiban.evaluate.metrics import confusion, per_class
+from kiban.evaluate.statistics import Metric, bootstrap_interval, holm, mcnemar, paired_bootstrap
 
 if TYPE_CHECKING:
     from kiban.adopt.job import Look
 
 MAX_MISTAKES = 20
+METRICS: tuple[Metric, ...] = ("accuracy", "macro_f1")
 SIGNIFICANCE = 0.05
 
 
@@ -115,8 +116,8 @@ def _candidate(
         steps=lap.steps,
         train_rows=lap.train_rows,
         test_rows=len(predicted),
-        accuracy=_interval(accuracy, truth, predicted, num_labels, seed),
-        macro_f1=_interval(macro_f1, truth, predicted, num_labels, seed),
+        accuracy=_interval("accuracy", truth, predicted, num_labels, seed),
+        macro_f1=_interval("macro_f1", truth, predicted, num_labels, seed),
         p50_ms=1000 * float(np.percentile(measured.latencies, 50)),
         p95_ms=1000 * float(np.percentile(measured.latencies, 95)),
         rows_per_second=measured.rows_per_second,
@@ -154,7 +155,7 @@ def _mistakes(look: Look, probabilities: NDArray[np.float64], truth: NDArray[np.
 
 
 def _interval(
-    metric: Any, truth: NDArray[np.int64], predicted: NDArray[np.int64], num_labels: int, seed: int
+    metric: Metric, truth: NDArray[np.int64], predicted: NDArray[np.int64], num_labels: int, seed: int
 ) -> Interval:
     value, low, high = bootstrap_interval(metric, truth, predicted, num_labels=num_labels, seed=seed)
     return Interval(value=value, low=low, high=high)
@@ -175,8 +176,7 @@ def _comparisons(
         differences = [
             Interval(value=value, low=low, high=high)
             for value, low, high in (
-                paired_bootstrap(metric, truth, left, right, num_labels=num_labels, seed=seed)
-                for metric in (accuracy, macro_f1)
+                paired_bootstrap(metric, truth, left, right, num_labels=num_labels, seed=seed) for metric in METRICS
             )
         ]
         pairs.append((a.id, b.id, rows, differences, mcnemar(truth, left, right)))

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from kiban.errors import CheckpointError, KibanError, NonFiniteError
@@ -94,16 +92,3 @@ def exclusive(folder: Path) -> Iterator[None]:
                 folder, why="another trainer works here", hint="wait for it, or use a new folder"
             ) from error
         yield
-
-
-def rng_state() -> Tensor:
-    """State of torch's generator on the CPU."""
-    return torch.get_rng_state()
-
-
-def remove(folder: Path) -> None:
-    """Drop all checkpoints of a finished run."""
-    for step in steps(folder):
-        shutil.rmtree(folder / f"step-{step}", ignore_errors=True)
-    with contextlib.suppress(OSError):
-        os.remove(folder / ".lock")

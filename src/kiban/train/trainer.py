@@ -1,4 +1,4 @@
-"""The one training loop. It owns precision, clipping, schedule, evaluation, checkpoints and resume; the loss is not its own."""
+"""The one training loop: precision, clipping, schedule, evaluation, checkpoints, resume. The loss is the objective's."""
 
 from __future__ import annotations
 

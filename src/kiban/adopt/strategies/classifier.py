@@ -108,7 +108,10 @@ def train_classifier(job: Job, loaded: zoo.Loaded, *, max_len: int, lr: float, m
         best_metric="macro_f1",
         progress=job.progress,
     )
-    return trainer.run()
+    result = trainer.run()
+    if result.stopped_by == "sigterm":
+        raise KeyboardInterrupt  # a checkpoint is saved; the race ends here and can be resumed
+    return result
 
 
 def refuse_unless_text(task: Task, traits: Traits | None) -> str | None:
