@@ -15,6 +15,7 @@ from kiban.adopt.measure import Measured
 from kiban.adopt.race import Lap, Race
 from kiban.adopt.result import (
     CandidateResult,
+    Check,
     ClassScore,
     Comparison,
     CurvePoint,
@@ -25,7 +26,8 @@ from kiban.adopt.result import (
 )
 from kiban.adopt.strategies.base import Candidate
 from kiban.choose.cost import Prices, cost_per_thousand
-from kiban.evaluate.curves import fit_learning_curve
+from kiban.choose.requirements import Requirement
+from kiban.evaluate.curves import fit_learning_curve, rows_needed
 from kiban.evaluate.metrics import confusion, per_class
 from kiban.evaluate.statistics import Metric, bootstrap_interval, holm, mcnemar, paired_bootstrap
 
@@ -65,11 +67,12 @@ def assemble(
             )
         )
     checked = [
-        dataclasses.replace(c, checks=tuple(r.check(c) for r in look.requirements) if c.macro_f1 else ())
+        dataclasses.replace(c, checks=tuple(_check(r, c) for r in look.requirements) if c.macro_f1 else ())
         for c in candidates
     ]
     comparisons = _comparisons(look, checked, measured, seed)
-    pareto, recommendation = decide(checked, comparisons, look.requirements)
+    more = _label_more(look, checked, measured)
+    pareto, recommendation = decide(checked, comparisons, look.requirements, label_more=more)
     return Result(
         seed=seed,
         labels=look.task.labels,
@@ -133,6 +136,10 @@ def _candidate(
     )
 
 
+def _check(requirement: Requirement, candidate: CandidateResult) -> Check:
+    return Check(requirement=requirement.text, value=requirement.value(candidate), ok=requirement.met_by(candidate))
+
+
 def _why_stopped(race: Race, lap: Lap) -> str:
     """Codes for the report: the score, the rows it learned from, and the best score of the rung."""
     best = max(race.score(other) for other in race.laps.values() if other.rung == lap.rung and not other.failed)
@@ -193,6 +200,30 @@ def _comparisons(
         )
         for (a, b, rows, differences, p), flag in zip(pairs, significant, strict=True)
     ]
+
+
+def _label_more(
+    look: Look, candidates: list[CandidateResult], measured: Mapping[str, Measured]
+) -> dict[frozenset[str], int | None]:
+    """For each pair: rows to label until the test rows among them separate the two, at the present share of test rows."""
+    finished = [c.id for c in candidates if c.status == "finished"]
+    share = look.splits.test / max(1, look.splits.train + look.splits.validation + look.splits.test)
+    result: dict[frozenset[str], int | None] = {}
+    for a, b in itertools.combinations(finished, 2):
+        left, right = (np.asarray(measured[id].probabilities).argmax(-1) for id in (a, b))
+        rows = min(len(left), len(right))
+        truth = np.asarray(look.rows[2].targets[:rows])
+        right_a, right_b = left[:rows] == truth, right[:rows] == truth
+        needed = rows_needed(int((right_a & ~right_b).sum()), int((~right_a & right_b).sum()), rows)
+        more = None if needed is None else max(0, needed - rows) / share
+        result[frozenset((a, b))] = None if more is None or more > 50_000 else _two_digits(more)
+    return result
+
+
+def _two_digits(value: float) -> int:
+    """Rounded up to two leading digits; more would pretend."""
+    power = 10 ** max(0, len(str(int(value))) - 2)
+    return int(-(-value // power) * power)
 
 
 def _forecast(candidates: list[CandidateResult], id: str | None, rows: int, seed: int) -> Forecast | None:
