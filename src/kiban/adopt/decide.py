@@ -126,9 +126,7 @@ def _undecided(c: CandidateResult, rival: CandidateResult, more: int | None) -> 
         rival=rival.id,
         reason_ja=(
             f"{c.id}（macro-F1 {_f(c)}）と {rival.id}（{_f(rival)}）の差はまだ確かめられません。"
-            f"{ja}判断できる見込みで、当面は費用の低い {c.id} を勧めます。"
-            if (c.cost_per_1k_yen or 0) <= (rival.cost_per_1k_yen or 0)
-            else f"{c.id}（macro-F1 {_f(c)}）と {rival.id}（{_f(rival)}）の差はまだ確かめられません。{ja}判断できる見込みです。"
+            f"{ja}判断できる見込みで、当面は{'費用の低い' if _because(c, rival) else ''} {c.id} を勧めます。"
         ),
         reason_en=(
             f"{c.id} (macro-F1 {_f(c)}) and {rival.id} ({_f(rival)}) cannot be told apart yet: {en} to decide; "

@@ -1,32 +1,106 @@
 """What zero-shot and few-shot share: a decoder that is asked, and answers by the likelihood of each label.
 
-The label words are scored and free text is never parsed, so every answer is one of the labels. Small models favour some
-labels whatever the text; the score of a content-free text is subtracted (Zhao et al. 2021, "Calibrate Before Use").
+The labels are scored and free text is never parsed, so every answer is one of the labels. Small models favour some
+labels whatever the text, so the score after a text without content is subtracted (Zhao et al. 2021, section 4).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kiban import zoo
-from kiban.generate.few_shot import NearestExamples
+from kiban.adopt.strategies.base import Job, Task
+from kiban.adopt.strategies.classifier import refuse_unless_text
+from kiban.generate.few_shot import ChoicePrompt, NearestExamples
+from kiban.generate.score import score_choices
+from kiban.weights.folder import read_json, verify_folder
 
-MAX_TEXT_TOKENS = 96
+EMPTY = ("", "…", "N/A")  # texts without content
 
 
 class PromptPredictor:
-    """Asks a decoder for the label of a text, with the most similar labelled rows as examples if there are any."""
+    """Asks for the label of a text, after the most similar labelled rows if there are any."""
 
     def __init__(
         self,
         loaded: zoo.Loaded,
         labels: Sequence[str],
         *,
+        strategy: str,
         language: str,
         examples: Sequence[tuple[str, str]] = (),
         shots: int = 0,
+        max_text_tokens: int = 96,
     ) -> None:
         assert loaded.tokenizer is not None
-        self.loaded, self.labels, self.language = loaded, tuple(labels), language
-        self.examples, self.shots = tuple(examples), shots
+        self.loaded, self.labels, self.strategy, self.language = loaded, tuple(labels), strategy, language
+        self.examples, self.shots, self.max_text_tokens = tuple(examples), shots, max_text_tokens
+        self.prompt = ChoicePrompt(loaded.tokenizer, self.labels, language, max_text_tokens)
         self.nearest = NearestExamples([text for text, _ in examples]) if examples else None
+        self.bias: NDArray[np.float64] | None = None
+
+    def prompt_of(self, text: str) -> list[int]:
+        """The token ids that the model is asked with; the most similar example stands last."""
+        places = self.nearest.nearest(text, self.shots) if self.nearest else []
+        return self.prompt.build(text, [self.examples[i] for i in reversed(places)])
+
+    def scores(self, inputs: Sequence[str]) -> NDArray[np.float64]:
+        """Log-likelihood of each label per token, (N, C)."""
+        prompts = [self.prompt_of(text) for text in inputs]
+        scores = score_choices(self.loaded.module, prompts, self.prompt.choices())  # type: ignore[arg-type]
+        return np.asarray(scores.double().numpy(), dtype=np.float64)
+
+    def predict(self, inputs: Sequence[Any]) -> NDArray[np.float64]:
+        """Probabilities (N, C)."""
+        if self.bias is None:
+            # With examples at hand, the empty question would be answered after unrelated ones; without them is cleaner.
+            prompts = [self.prompt.build(text) for text in EMPTY]
+            blank = score_choices(self.loaded.module, prompts, self.prompt.choices())  # type: ignore[arg-type]
+            self.bias = np.asarray(blank.double().mean(0).numpy(), dtype=np.float64)
+        weight = 1.0 if self.nearest is None else 0.0  # shots calibrate by themselves
+        logits = self.scores([str(text) for text in inputs]) - weight * self.bias
+        shifted = np.exp(logits - logits.max(-1, keepdims=True))
+        return np.asarray(shifted / shifted.sum(-1, keepdims=True), dtype=np.float64)
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that `AutoModelForCausalLM` opens; prompt.json says how it is asked."""
+        prompt = {
+            "labels": list(self.labels),
+            "language": self.language,
+            "shots": self.shots,
+            "max_text_tokens": self.max_text_tokens,
+            "examples": [list(example) for example in self.examples],
+        }
+        files: dict[str, str | bytes] = {"prompt.json": json.dumps(prompt, ensure_ascii=False, indent=1)}
+        zoo.save(self.loaded, folder, files=files, manifest={"strategy": self.strategy, "labels": list(self.labels)})
+
+    @classmethod
+    def load(cls, folder: Path) -> PromptPredictor:
+        verify_folder(folder)
+        prompt = read_json(folder / "prompt.json")
+        examples = [(str(text), str(label)) for text, label in prompt["examples"]]
+        return cls(
+            zoo.load(folder),
+            prompt["labels"],
+            strategy=read_json(folder / "kiban.json")["strategy"],
+            language=prompt["language"],
+            examples=examples,
+            shots=int(prompt["shots"]),
+            max_text_tokens=int(prompt["max_text_tokens"]),
+        )
+
+
+def open_model(job: Job) -> zoo.Loaded:
+    """The candidate's model, as it is."""
+    return zoo.load(job.candidate.path or str(job.candidate.model))
+
+
+def refuse_unless_decoder(task: Task, traits: Any) -> str | None:
+    """The refusals that prompting shares."""
+    return refuse_unless_text(task, traits) or (None if traits.causal else "needs a decoder")
