@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kiban.errors import FormatError
+from kiban.generate.score import common_prefix
 from kiban.inputs.tokenizer import Tokenizer
 
+CONTENT_FREE = (
+    "",
+    "…",
+    "N/A",
+)  # texts that say nothing: what a model answers to them is its bias (see score.calibrate)
 ASK = {
     "ja": ("次の文章を分類してください。選択肢: {labels}", "文章: ", "分類: "),
     "en": ("Classify the text. Choose one of: {labels}", "Text: ", "Label: "),
@@ -20,12 +27,17 @@ class NearestExamples:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         self.vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(2, 4), sublinear_tf=True)
-        self.matrix = self.vectorizer.fit_transform(list(texts))
+        self.matrix = self.vectorizer.fit_transform([_framed(text) for text in texts])
 
     def nearest(self, text: str, k: int) -> list[int]:
         """Places of the k nearest texts, nearest first; ties go to the earlier text."""
-        similarity = (self.matrix @ self.vectorizer.transform([text]).T).toarray().ravel()
+        similarity = (self.matrix @ self.vectorizer.transform([_framed(text)]).T).toarray().ravel()
         return [int(i) for i in sorted(range(len(similarity)), key=lambda i: (-similarity[i], i))[:k]]
+
+
+def _framed(text: str) -> str:
+    """A text with marked ends, so that even an empty one has an n-gram."""
+    return f"^{text}$"
 
 
 @dataclass(frozen=True)
@@ -55,11 +67,19 @@ class ChoicePrompt:
             parts += [f"{before}{self._cut(shown)}\n{after}{label}" for shown, label in examples]
             parts.append(f"{before}{self._cut(text)}\n{after.rstrip()}")
             return self.tokenizer.encode("\n\n".join(parts))
-        messages: list[dict[str, str]] = [{"role": "system", "content": instruction}]
+        turns: list[dict[str, str]] = []
         for shown, label in examples:
-            messages += [{"role": "user", "content": self._cut(shown)}, {"role": "assistant", "content": label}]
-        messages.append({"role": "user", "content": self._cut(text)})
-        return self.tokenizer.chat(messages)
+            turns += [{"role": "user", "content": self._cut(shown)}, {"role": "assistant", "content": label}]
+        turns.append({"role": "user", "content": self._cut(text)})
+        try:
+            return self.tokenizer.chat([{"role": "system", "content": instruction}, *turns])
+        except FormatError:  # some templates refuse a system turn; then the first question begins with the instruction
+            turns[0] = {"role": "user", "content": f"{instruction}\n\n{turns[0]['content']}"}
+            return self.tokenizer.chat(turns)
+
+    def prefix(self) -> list[int]:
+        """What the prompts of all texts without examples begin with, for a ChoiceScorer that reads it once."""
+        return common_prefix([self.build(text) for text in ("", "a", "1", "あ", '"')])
 
     def _cut(self, text: str) -> str:
         """The beginning of text, within the limit. Classification may cut: what a text is about stands first."""

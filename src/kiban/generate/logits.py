@@ -39,7 +39,7 @@ def repetition_penalty(logits: Tensor, seen: Sequence[Sequence[int]], penalty: f
     """Make tokens that a row has seen less likely: positive logits / penalty, negative * penalty (Keskar et al. 2019)."""
     result = logits.clone()
     for row, ids in enumerate(seen):
-        places = torch.tensor(sorted(set(ids)), device=logits.device)
+        places = torch.tensor(sorted(set(ids)), dtype=torch.int64, device=logits.device)
         values = result[row, places]
         result[row, places] = torch.where(values > 0, values / penalty, values * penalty)
     return result

@@ -46,9 +46,10 @@ class Sampling:
 class Sampler:
     """Chooses tokens for a batch. Every row has its own generator, so its answer does not depend on its neighbours."""
 
-    def __init__(self, sampling: Sampling, rows: int) -> None:
+    def __init__(self, sampling: Sampling, seeds: Sequence[int]) -> None:
+        """seeds: one for each row."""
         self.sampling = sampling
-        self.generators = [torch.Generator().manual_seed(sampling.seed) for _ in range(rows)]
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, logits: Tensor, seen: Sequence[Sequence[int]]) -> list[int]:
         """The next id of each row. logits: (B, V); seen: the ids of each row so far, prompt included."""
@@ -56,7 +57,7 @@ class Sampler:
         if s.repetition_penalty != 1:
             scores = shape.repetition_penalty(scores, seen, s.repetition_penalty)
         if s.temperature == 0:
-            return [int(id) for id in scores.argmax(-1)]
+            return [int(id) for id in scores.argmax(-1).tolist()]
         scores = shape.temperature(scores, s.temperature)
         if s.top_k:
             scores = shape.top_k(scores, s.top_k)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kiban.errors import ConfigError, LimitError
 from kiban.generate.sampling import Sampler, Sampling
@@ -84,17 +84,21 @@ def generate(
     prompts: Sequence[list[int]],
     sampling: Sampling,
     *,
+    seeds: Sequence[int] | None = None,
     on_text: Callable[[int, str], None] | None = None,
 ) -> list[Generation]:
     """Continue every prompt (token ids). on_text(row, text) is called with each new piece of whole characters.
 
-    Raises LimitError with the counts if a prompt and its answer do not fit the model; nothing is ever cut.
+    seeds: one for each prompt; sampling.seed for all if None. An answer depends on its own prompt and seed
+    alone. Raises LimitError with the counts if a prompt and its answer do not fit the model; nothing is ever cut.
     """
     check_lengths(model, prompts, sampling.max_new_tokens)
+    if not prompts:
+        return []
     rows = [_Row(tokenizer, prompt, sampling) for prompt in prompts]
-    sampler = Sampler(sampling, len(rows))
-    tokens, mask = pad_batch(prompts, tokenizer.pad_id or 0, side="left")
-    cache = model.make_cache(len(rows), tokens.shape[1] + sampling.max_new_tokens)
+    sampler, device = Sampler(sampling, seeds or [sampling.seed] * len(rows)), device_of(model)
+    tokens, mask = (t.to(device) for t in pad_batch(prompts, tokenizer.pad_id or 0, side="left"))
+    cache = cache_for(model, len(rows), tokens.shape[1] + sampling.max_new_tokens)
     padded = not bool(mask.all())
     logits = model(tokens, mask=mask if padded else None, cache=cache, last_only=True)[:, -1]
     while True:
@@ -107,16 +111,18 @@ def generate(
         if all(row.reason is not None for row in rows):
             return [Generation(row.text, row.ids, row.reason or "length") for row in rows]
         if padded:
-            mask = torch.cat((mask, torch.ones(len(rows), 1, dtype=torch.bool)), dim=1)
-        logits = model(torch.tensor(ids)[:, None], mask=mask if padded else None, cache=cache, last_only=True)[:, -1]
+            mask = torch.cat((mask, mask.new_ones(len(rows), 1)), dim=1)
+        logits = model(
+            torch.tensor(ids, device=device)[:, None], mask=mask if padded else None, cache=cache, last_only=True
+        )[:, -1]
 
 
 def stream(model: CausalModel, tokenizer: Tokenizer, prompt: list[int], sampling: Sampling) -> Iterator[str]:
     """The answer to one prompt, piece by piece, whole characters only. Raises LimitError as `generate` does."""
     check_lengths(model, [prompt], sampling.max_new_tokens)
-    row, sampler = _Row(tokenizer, prompt, sampling), Sampler(sampling, 1)
-    cache = model.make_cache(1, len(prompt) + sampling.max_new_tokens)
-    tokens = torch.tensor([prompt])
+    row, sampler, device = _Row(tokenizer, prompt, sampling), Sampler(sampling, [sampling.seed]), device_of(model)
+    cache = cache_for(model, 1, len(prompt) + sampling.max_new_tokens)
+    tokens = torch.tensor([prompt], device=device)
     while row.reason is None:
         with torch.inference_mode():
             logits = model(tokens, cache=cache, last_only=True)[:, -1]
@@ -124,7 +130,22 @@ def stream(model: CausalModel, tokenizer: Tokenizer, prompt: list[int], sampling
         new = row.push(id)
         if new:
             yield new
-        tokens = torch.tensor([[id]])
+        tokens = torch.tensor([[id]], device=device)
+
+
+def device_of(model: CausalModel) -> torch.device:
+    """Where a model takes its tokens."""
+    return next(model.parameters()).device if isinstance(model, nn.Module) else torch.device("cpu")
+
+
+def cache_for(model: CausalModel, batch: int, max_len: int) -> KVCache:
+    """An empty cache in the model's dtype, where the model is."""
+    if isinstance(model, nn.Module):
+        module: Any = model
+        first = next(module.parameters())
+        cache: KVCache = module.make_cache(batch, max_len, dtype=first.dtype, device=first.device)
+        return cache
+    return model.make_cache(batch, max_len)
 
 
 def check_lengths(model: CausalModel, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
