@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kiban.cli.console import Console, current
+from kiban.cli.sizes import as_bytes, as_seconds
 from kiban.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def adopt_command(
     """
     console = current(lang)
     settings: dict[str, Any] = {
-        "max_memory": _bytes(max_memory) if max_memory else None,
+        "max_memory": as_bytes(max_memory, "--max-memory") if max_memory else None,
         "models": _names(models),
         "strategies": _names(strategies),
         "seed": seed,
@@ -118,7 +118,7 @@ def adopt_command(
                     text=text,
                     label=label,
                     require=require,
-                    seconds=_seconds(time),
+                    seconds=as_seconds(time, "--time"),
                     steps=steps,
                     out=folder,
                     progress=progress,
@@ -133,24 +133,6 @@ def adopt_command(
 
 def _names(text: str | None) -> tuple[str, ...] | None:
     return tuple(name.strip() for name in text.split(",") if name.strip()) if text else None
-
-
-def _seconds(text: str) -> float:
-    """90, 90s, 20m or 1.5h in seconds."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h)?", text.strip())
-    if not match or float(match[1]) <= 0:
-        raise ConfigError("--time", field=text, why="is not a time", hint="for example 90s, 20m, 1h")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2] or "s"]
-
-
-def _bytes(text: str) -> int:
-    """4GB, 500MB, 2GiB or plain bytes."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|[KMGT]i?B)?", text.strip(), flags=re.IGNORECASE)
-    if not match:
-        raise ConfigError("--max-memory", field=text, why="is not a size", hint="for example 4GB")
-    unit = (match[2] or "B").upper()
-    power = "BKMGT".index(unit[0])
-    return int(float(match[1]) * (1024 if "I" in unit else 1000) ** power)
 
 
 def _show_look(console: Console, seen: Look, as_json: bool) -> None:

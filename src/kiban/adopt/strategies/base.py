@@ -80,6 +80,8 @@ class Fitted:
 class Predictor(Protocol):
     """A model that answers. It can be saved to a folder that opens in the tools of its kind and be loaded back."""
 
+    labels: tuple[str, ...]
+
     def predict(self, inputs: Sequence[Any]) -> NDArray[np.float64]:
         """Probabilities, (N, number of labels), rows sum to 1 (single_label). Deterministic."""
         ...

@@ -30,6 +30,7 @@ class ClassifierPredictor:
 
     def __init__(self, loaded: zoo.Loaded, max_len: int, strategy: str) -> None:
         self.loaded, self.max_len, self.strategy = loaded, max_len, strategy
+        self.labels = loaded.labels
         loaded.module.eval()
 
     @torch.inference_mode()

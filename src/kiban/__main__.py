@@ -1,0 +1,5 @@
+"""`python -m kiban`."""
+
+from kiban.cli.main import main
+
+main()

@@ -1,0 +1,160 @@
+"""`kiban.load(x)`: one object that does what the model can do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kiban import zoo
+from kiban.adopt.strategies import load_predictor
+from kiban.adopt.strategies.base import Predictor
+from kiban.config import Progress, silent
+from kiban.engine.encoder import EncoderPlan
+from kiban.errors import ConfigError
+from kiban.generate.sampling import Sampling
+from kiban.generate.text import generate, stream
+from kiban.weights.folder import read_json
+
+Message = Mapping[str, str]
+
+
+def load(source: str | Path, *, progress: Progress = silent) -> Model:
+    """Open a catalogue name, a Hugging Face folder or id, a GGUF file, a run folder or its `final/`.
+
+    Raises ModelNotFoundError, FormatError, UnsafeFormatError or IntegrityError.
+    """
+    path = Path(source)
+    if (path / "final" / "kiban.json").is_file():
+        path = path / "final"
+    manifest = read_json(path / "kiban.json") if (path / "kiban.json").is_file() else {}
+    if "strategy" in manifest:
+        predictor = load_predictor(path)
+        return Model(getattr(predictor, "loaded", None), predictor=predictor, labels=predictor.labels)
+    loaded = zoo.load(source, progress=progress)
+    if loaded.head == "sequence_classification":
+        from kiban.adopt.strategies.classifier import ClassifierPredictor
+
+        return Model(loaded, predictor=ClassifierPredictor(loaded, loaded.config.max_seq_len, ""), labels=loaded.labels)
+    return Model(loaded)
+
+
+class Model:
+    """A model with the abilities of its family and head: generate, chat, embed, fill, classify."""
+
+    def __init__(
+        self, loaded: zoo.Loaded | None, *, predictor: Predictor | None = None, labels: Sequence[str] = ()
+    ) -> None:
+        self.loaded, self.predictor, self.labels = loaded, predictor, tuple(labels)
+        self._plan: EncoderPlan | None = None
+
+    @property
+    def abilities(self) -> list[str]:
+        """What can be asked of it, the natural thing first."""
+        if self.predictor is not None:
+            return ["classify"]
+        assert self.loaded is not None
+        traits, found = self.loaded.family.traits, []
+        if self.loaded.head == "masked_lm":
+            found.append("fill")
+        if self.loaded.head is None and traits.causal:
+            has_template = self.loaded.tokenizer is not None and self.loaded.tokenizer.chat_template
+            found += ["chat", "generate"] if has_template else ["generate"]
+        if "embedding" in traits.writes:
+            found.append("embed")
+        return found
+
+    @property
+    def ability(self) -> str:
+        """The first of abilities. Raises ConfigError if there is none."""
+        if not self.abilities:
+            raise ConfigError("model", why="has a head that `kiban run` does not serve")
+        return self.abilities[0]
+
+    def _need(self, ability: str) -> zoo.Loaded:
+        if ability not in self.abilities:
+            raise ConfigError("model", why=f"cannot {ability}", hint=f"it can: {', '.join(self.abilities)}")
+        assert self.loaded is not None
+        return self.loaded
+
+    def generate(self, prompt: str | Sequence[str], **sampling: Any) -> Any:
+        """Continue a text, or several; sampling as in `Sampling`. A list gives a list."""
+        loaded = self._need("generate")
+        assert loaded.tokenizer is not None
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        ids = [loaded.tokenizer.encode(text) for text in prompts]
+        answers = generate(loaded.module, loaded.tokenizer, ids, Sampling(**sampling))  # type: ignore[arg-type]
+        texts = [answer.text for answer in answers]
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def stream(self, prompt: str, **sampling: Any) -> Iterator[str]:
+        """The continuation, piece by piece, whole characters only."""
+        loaded = self._need("generate")
+        assert loaded.tokenizer is not None
+        ids = loaded.tokenizer.encode(prompt)
+        return stream(loaded.module, loaded.tokenizer, ids, Sampling(**sampling))  # type: ignore[arg-type]
+
+    def chat(self, messages: str | Sequence[Message], **sampling: Any) -> str:
+        """The answer to a conversation, or to one message."""
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        return "".join(self.stream_chat(messages, **sampling))
+
+    def stream_chat(self, messages: Sequence[Message], **sampling: Any) -> Iterator[str]:
+        """The answer, piece by piece."""
+        loaded = self._need("chat")
+        assert loaded.tokenizer is not None
+        ids = loaded.tokenizer.chat(messages)
+        return stream(loaded.module, loaded.tokenizer, ids, Sampling(**sampling))  # type: ignore[arg-type]
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Sentence embeddings of length 1, (N, D)."""
+        loaded = self._need("embed")
+        if self._plan is None:
+            from kiban.catalogue.entries import entries
+
+            entry = entries().get(loaded.source)
+            self._plan = EncoderPlan(loaded, max_len=entry.context if entry else None)
+        return np.asarray(self._plan.embed(list(texts)), dtype=np.float32)
+
+    @torch.inference_mode()
+    def fill(self, text: str, *, top: int = 5) -> list[tuple[str, float]]:
+        """The likeliest words for the first [MASK] in text, with probabilities. Raises ConfigError without one."""
+        loaded = self._need("fill")
+        tokenizer = loaded.tokenizer
+        assert tokenizer is not None
+        ids = tokenizer.encode(text, parse_special=True)
+        if tokenizer.mask_id not in ids:
+            raise ConfigError("fill", why="the text holds no mask", hint="write [MASK] where a word is wanted")
+        place = ids.index(tokenizer.mask_id)
+        scores = loaded.module(torch.tensor([ids]))[0, place].softmax(-1)
+        best = scores.topk(top)
+        return [(tokenizer.decode([int(i)]), float(p)) for p, i in zip(best.values, best.indices, strict=True)]
+
+    def predict(self, texts: Sequence[str]) -> list[str]:
+        """The label of each text."""
+        self._need_labels()
+        assert self.predictor is not None
+        return [self.labels[i] for i in self.predictor.predict(list(texts)).argmax(-1)]
+
+    def predict_proba(self, texts: Sequence[str]) -> list[dict[str, float]]:
+        """For each text the probability of every label."""
+        self._need_labels()
+        assert self.predictor is not None
+        return [dict(zip(self.labels, row, strict=True)) for row in self.predictor.predict(list(texts)).tolist()]
+
+    def _need_labels(self) -> None:
+        if self.predictor is None:
+            raise ConfigError("model", why="is no classifier", hint=f"it can: {', '.join(self.abilities)}")
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that opens in Hugging Face tools; it must be new."""
+        if self.predictor is not None:
+            self.predictor.save(Path(folder))
+        else:
+            assert self.loaded is not None
+            zoo.save(self.loaded, Path(folder))

@@ -1,0 +1,100 @@
+"""`kiban run`: try a model by what it can do."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from kiban.cli.console import Console, current
+from kiban.errors import ConfigError
+
+
+def run_command(
+    model: Annotated[
+        str, typer.Argument(help="catalogue name, Hugging Face folder or id, GGUF file, or a run's final/")
+    ],
+    prompt: Annotated[str | None, typer.Argument(help="the text; from standard input if left out")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="chat, generate, embed, fill or classify; default: by the model's ability")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="length of an answer at most")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 for the likeliest answer")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="sample among the likeliest k; 0 for all")] = 0,
+    top_p: Annotated[float, typer.Option(help="sample among the likeliest that make up this probability")] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(help="leave out what is less than this share as likely as the likeliest")
+    ] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="above 1: avoid what was said")] = 1.0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="text that ends the answer; may be given several times")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="seed of the sampling")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    lang: Annotated[str | None, typer.Option(help="ja or en; default: from LANG")] = None,
+) -> None:
+    """Run a model: chat or generate, embed, fill in [MASK], or classify.
+
+    Examples:
+
+      kiban run smollm2-135m-instruct "What is the capital of France?"
+
+      kiban run minilm-l6 "foundation models" --json
+
+      kiban run runs/adopt-tickets-20260401-093000/final "請求書の再発行をお願いします"
+    """
+    console = current(lang)
+    text = prompt if prompt is not None else sys.stdin.read().strip()
+    if not text:
+        raise ConfigError("kiban run", why="no text given", hint='kiban run MODEL "text"')
+    from kiban.api import load
+
+    with console.progress() as progress:
+        opened = load(model, progress=progress)
+    kind = task or opened.ability
+    if kind not in opened.abilities:
+        raise ConfigError(
+            "--task", field=kind, why=f"{model} cannot do this", hint=f"it can: {', '.join(opened.abilities)}"
+        )
+    if kind in ("chat", "generate"):
+        pieces = (opened.stream_chat if kind == "chat" else opened.stream)(
+            [{"role": "user", "content": text}] if kind == "chat" else text,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            stop=tuple(stop or ()),
+            seed=seed,
+        )
+        _answer(console, pieces, as_json)
+    elif kind == "embed":
+        (vector,) = opened.embed([text]).tolist()
+        short = ", ".join(f"{x:.4f}" for x in vector[:8])
+        console.print(json.dumps(vector) if as_json else f"[{short}, ...] ({len(vector)} numbers; --json for all)")
+    elif kind == "fill":
+        answers = opened.fill(text)
+        lines = [f"{score:.3f}  {word}" for word, score in answers]
+        console.print(json.dumps(answers, ensure_ascii=False) if as_json else "\n".join(lines))
+    else:
+        (scores,) = opened.predict_proba([text])
+        ranked = sorted(scores.items(), key=lambda item: -item[1])
+        console.print(
+            json.dumps(dict(ranked), ensure_ascii=False)
+            if as_json
+            else "\n".join(f"{p:.3f}  {n}" for n, p in ranked[:5])
+        )
+
+
+def _answer(console: Console, pieces: object, as_json: bool) -> None:
+    """Show pieces of text as they come, or all at once as JSON."""
+    if as_json:
+        console.print(json.dumps({"text": "".join(pieces)}, ensure_ascii=False))  # type: ignore[arg-type]
+        return
+    for piece in pieces:  # type: ignore[attr-defined]
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
