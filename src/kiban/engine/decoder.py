@@ -1,0 +1,167 @@
+"""A Llama arranged for speed on a CPU: q, k, v as one matrix, gate and up as one matrix, and weights in fewer bits.
+
+Rotary pairs are interleaved inside the plan, unlike everywhere else in kiban: one product of complex numbers then turns
+queries and keys. Attention does not notice, since both are permuted alike. Sums along the layers, attention and the keys
+stay in float32 whatever the weights are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kiban import zoo
+from kiban.engine.packed import Dense, Int4, Int8, Packed, fits_int4, rows_for_kernel
+from kiban.engine.reordered import Reordered
+from kiban.errors import ConfigError
+from kiban.nn.attention import attend, causal_context
+from kiban.nn.cache import KVCache
+from kiban.weights.names import RopeHalves
+
+Weights = Literal["fp32", "bf16", "int8", "int4"]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    norm1: Tensor
+    qkv: Dense | Packed | Reordered
+    out: Dense | Packed | Reordered
+    norm2: Tensor
+    gate_up: Dense | Packed | Reordered
+    down: Dense | Packed | Reordered
+
+
+class DecoderPlan:
+    """A CausalModel, made from a Llama and independent of it afterwards (fp32 shares what it need not fuse).
+
+    weights: "fp32" is exact; "bf16" halves, "int8" quarters and "int4" eighths what a token has to read. The matrix of
+    the output stays in int8 at "int4", as GGUF files have it. copy: keep a bf16 copy of packed weights for prompts, which
+    makes them several times faster where bf16 matrix products are fast; None measures whether it does.
+
+    Raises ConfigError if the model is not a bare decoder or the weights are unknown.
+    """
+
+    def __init__(self, loaded: zoo.Loaded, *, weights: Weights = "fp32", copy: bool | None = None) -> None:
+        if not loaded.family.traits.causal or loaded.head is not None:
+            raise ConfigError(loaded.source, why="is not a decoder that predicts tokens")
+        if weights not in get_args(Weights):
+            raise ConfigError("weights", field=str(weights), why="unknown", hint=f"known: {get_args(Weights)}")
+        self.config, self.weights = loaded.config, weights
+        self.dtype = torch.float32 if weights == "fp32" else torch.bfloat16
+        module: Any = loaded.module
+        with torch.no_grad():
+            blocks = list(module.blocks)
+            self._pack = self._packer(blocks[0].ffn.gate.weight.detach().float(), copy)
+            self.table = module.embed.weight.detach().to(self.dtype)  # (V, D)
+            self.layers = [self._layer(block) for block in blocks]
+            self.norm = self._scaled(module.norm.weight)
+            head = module.head.weight.detach().float()
+            self.head = Int8(head) if weights in ("int8", "int4") else Dense(head.to(self.dtype))
+        self._turns = torch.empty(0)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all weights."""
+        parts = [p for layer in self.layers for p in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        total = sum(part.num_bytes for part in [*parts, self.head])
+        shared = isinstance(self.head, Dense) and self.head.weight.data_ptr() == self.table.data_ptr()
+        return total + (0 if shared else self.table.numel() * self.table.element_size())
+
+    def make_cache(self, batch: int, max_len: int) -> KVCache:
+        """An empty cache for batch sequences of at most max_len tokens, in float32."""
+        c = self.config
+        return KVCache(c.num_layers, batch, c.num_kv_heads, c.head_dim, max_len)
+
+    @torch.inference_mode()
+    def __call__(
+        self, tokens: Tensor, *, mask: Tensor | None = None, cache: KVCache | None = None, last_only: bool = False
+    ) -> Tensor:
+        """Logits (B, T, V) float32, or (B, 1, V) for the last position alone. Arguments as in `Llama`."""
+        past, length = (cache.length if cache else 0), tokens.shape[1]
+        if cache is not None:
+            cache.reserve(length)
+        allowed, causal, positions = causal_context(
+            length, mask=mask, past=past, window=self.config.sliding_window, device=tokens.device
+        )
+        turn = self._turn(positions, past + length)
+        x = F.embedding(tokens, self.table).float()  # (B, T, D)
+        for number, layer in enumerate(self.layers):
+            h = layer.qkv(self._normed(x, layer.norm1)).float()
+            x = x + layer.out(self._attend(h, number, turn, allowed, causal, cache).to(self.dtype))
+            gate, up = layer.gate_up(self._normed(x, layer.norm2)).chunk(2, -1)
+            x = x + layer.down(F.silu(gate).mul_(up))
+        if cache is not None:
+            cache.advance(length)
+        return self.head(self._normed(x[:, -1:] if last_only else x, self.norm)).float()
+
+    def _attend(
+        self, h: Tensor, number: int, turn: Tensor, allowed: Tensor | None, causal: bool, cache: KVCache | None
+    ) -> Tensor:
+        """h: (B, T, (H + 2 Hkv) Dh), queries, keys and values side by side. Out: (B, T, H Dh)."""
+        c = self.config
+        h = h.view(*h.shape[:2], -1, c.head_dim // 2, 2)  # (B, T, H + 2 Hkv, Dh / 2, 2)
+        both = c.num_heads + c.num_kv_heads
+        turned = torch.view_as_real(torch.view_as_complex(h[:, :, :both]) * turn).flatten(3).transpose(1, 2)
+        q, k = turned[:, : c.num_heads], turned[:, c.num_heads :]  # (B, H, T, Dh), (B, Hkv, T, Dh)
+        v = h[:, :, both:].flatten(3).transpose(1, 2)
+        if cache is not None:
+            k, v = cache.append(number, k, v)
+        return attend(q, k, v, allowed=allowed, causal=causal).transpose(1, 2).flatten(2)
+
+    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        """RMSNorm; three small operations instead of six. |(|x|, sqrt(D eps))| = sqrt(D) sqrt(mean(x^2) + eps)."""
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return (x / torch.hypot(size, self._floor) * weight).to(self.dtype)
+
+    def _scaled(self, weight: Tensor) -> Tensor:
+        """The weight of a norm with the sqrt(D) that `_normed` leaves out."""
+        self._floor = torch.tensor(math.sqrt(self.config.dim * self.config.norm_eps))
+        return weight.detach().float() * math.sqrt(self.config.dim)
+
+    def _turn(self, positions: Tensor, most: int) -> Tensor:
+        """exp(i position frequency), (B or 1, T, 1, Dh / 2) complex64, from a table that grows by doubling."""
+        if len(self._turns) < most:
+            c = self.config
+            steps = torch.arange(max(256, 2 * most), dtype=torch.float32)
+            frequency = 1.0 / c.rope_base ** (torch.arange(0, c.head_dim, 2, dtype=torch.float32) / c.head_dim)
+            self._turns = torch.polar(torch.ones(()), steps[:, None] * frequency)
+        return self._turns[positions][:, :, None]
+
+    def _packer(self, sample: Tensor, copy: bool | None) -> Callable[..., Dense | Packed | Reordered]:
+        """How a weight (N, K) and its bias become a layer; measured on a sample."""
+        if self.weights in ("fp32", "bf16"):
+            dense = Dense if self.weights == "fp32" else Reordered
+            return lambda weight, bias=None: dense(weight.to(self.dtype), None if bias is None else bias.to(self.dtype))
+        kind: type[Int4 | Int8] = Int4 if self.weights == "int4" and fits_int4(sample) else Int8
+        few_rows = None if copy is False else rows_for_kernel(kind(sample, few_rows=1))
+        if copy and few_rows is None:
+            few_rows = 8
+
+        def pack(weight: Tensor, bias: Tensor | None = None) -> Packed:
+            fitting = kind if kind is Int8 or fits_int4(weight) else Int8
+            return fitting(weight, bias, few_rows=few_rows)
+
+        return pack
+
+    def _layer(self, block: Any) -> _Layer:
+        c, attn, ffn = self.config, block.attn, block.ffn
+        parts = []
+        for part, heads in ((attn.q, c.num_heads), (attn.k, c.num_kv_heads), (attn.v, 0)):
+            tensors = [t.detach().float() for t in (part.weight, part.bias) if t is not None]
+            parts.append([RopeHalves("", num_heads=heads).save(t) for t in tensors] if heads else tensors)
+        qkv = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+        gate_up = torch.cat([ffn.gate.weight.detach(), ffn.up.weight.detach()]).float()
+        return _Layer(
+            norm1=self._scaled(block.norm1.weight),
+            qkv=self._pack(*qkv),
+            out=self._pack(attn.o.weight.detach().float()),
+            norm2=self._scaled(block.norm2.weight),
+            gate_up=self._pack(gate_up),
+            down=self._pack(ffn.down.weight.detach().float()),
+        )

@@ -1,0 +1,141 @@
+"""Linear layers with weights in fewer bits, through the kernels that torch has for CPUs.
+
+The kernels are fast for few rows, where memory is the limit, and slow for many. So a packed layer may keep a bf16 copy
+of the same values, with which prompts are read.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kiban.engine.probe import crossover
+from kiban.engine.reordered import Reordered
+
+GROUP = 32
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+
+class Dense:
+    """x (..., K) to (..., N) by weight (N, K) as it is."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the weights."""
+        return self.weight.numel() * self.weight.element_size()
+
+
+class Packed:
+    """x (..., K) to (..., N), both bf16. Up to few_rows rows go through the kernel, more through the copy in bf16.
+
+    few_rows None: there is no copy, and all go through the kernel.
+    """
+
+    def __init__(self, bias: Tensor | None, values: Tensor, few_rows: int | None) -> None:
+        self.bias = None if bias is None else bias.to(torch.bfloat16)
+        self.few_rows = few_rows
+        self.wide = None if few_rows is None else Reordered(values.to(torch.bfloat16), self.bias)
+
+    def kernel(self, x: Tensor) -> Tensor:
+        """x (M, K) to (M, N), without bias."""
+        raise AssertionError("a kind of Packed brings its kernel")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        if self.wide is not None and self.few_rows is not None and len(flat) > self.few_rows:
+            return self.wide(x)
+        result = self.kernel(flat).view(*x.shape[:-1], -1)
+        return result if self.bias is None else result + self.bias
+
+    @property
+    def kernel_bytes(self) -> int:
+        """Memory of what the kernel reads."""
+        raise AssertionError("a kind of Packed knows its size")
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the weights, the copy included."""
+        return self.kernel_bytes + (0 if self.wide is None else self.wide.num_bytes)
+
+
+class Int8(Packed):
+    """Signed bytes with one scale for each row."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, few_rows: int | None = None) -> None:
+        self.scale = (weight.abs().amax(-1).clamp(min=1e-12) / 127).to(torch.bfloat16)
+        scale = self.scale.float()[:, None]
+        self.codes = (weight / scale).round().clamp(-127, 127).to(torch.int8)
+        super().__init__(bias, self.codes.float() * scale, few_rows)
+
+    def kernel(self, x: Tensor) -> Tensor:
+        return torch.ops.aten._weight_int8pack_mm(x, self.codes, self.scale)
+
+    @property
+    def kernel_bytes(self) -> int:
+        return self.codes.numel() + 2 * self.scale.numel()
+
+
+class Int4(Packed):
+    """4 bits, in groups of 32 along K that have a scale and a zero each. N must be divisible by 16, K by 32."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, few_rows: int | None = None) -> None:
+        assert fits_int4(weight)
+        codes, scale, minimum = quantise4(weight)
+        # The kernel computes (code - 8) * scale + zero, and wants both in bf16, (K / 32, N, 2).
+        pairs = torch.stack((scale, minimum + 8 * scale), dim=-1).to(torch.bfloat16)
+        self.pairs = pairs.transpose(0, 1).contiguous()
+        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+        scale, zero = pairs.float()[..., None].unbind(2)  # (N, K / 32, 1)
+        values = ((codes.unflatten(1, (-1, GROUP)).float() - 8) * scale + zero).flatten(1)
+        super().__init__(bias, values, few_rows)
+
+    def kernel(self, x: Tensor) -> Tensor:
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, GROUP, self.pairs)
+
+    @property
+    def kernel_bytes(self) -> int:
+        return self.packed.numel() * self.packed.element_size() + 2 * self.pairs.numel()
+
+
+def fits_int4(weight: Tensor) -> bool:
+    """Whether the kernel takes this shape (N, K)."""
+    return weight.shape[0] % 16 == 0 and weight.shape[1] % GROUP == 0
+
+
+def quantise4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes 0..15 (N, K) uint8, scale and minimum (N, K / 32): weight is about code * scale + minimum.
+
+    Each group takes the better of two grids: 15 steps from its minimum to its maximum, or the one on which the value of
+    the largest magnitude has the code 0 and zero the code 8. ggml makes Q4_1 and Q4_0 so; the codes of a model that was
+    stored in one of them are therefore found again exactly.
+    """
+    groups = weight.float().unflatten(1, (-1, GROUP))  # (N, K / 32, 32)
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
+    found = []
+    for scale, start in (((high - low) / 15, low), (largest / -8, largest)):
+        step = torch.where(scale == 0, torch.ones_like(scale), scale)
+        codes = ((groups - start) / step).round().clamp(0, 15)
+        found.append((codes, step, start, ((codes * step + start - groups) ** 2).sum(-1, keepdim=True)))
+    better = found[1][3] < found[0][3]
+    codes, scale, start = (torch.where(better, b, a) for a, b in zip(found[0][:3], found[1][:3], strict=True))
+    return codes.to(torch.uint8).flatten(1), scale[..., 0], start[..., 0]
+
+
+def rows_for_kernel(layer: Packed) -> int | None:
+    """The few_rows that is fastest on this machine, measured on a layer that has a copy.
+
+    None if the copy would win nothing worth its memory.
+    """
+    wide = layer.wide
+    assert wide is not None
+    inputs = {size: torch.randn(size, wide.num_in).to(torch.bfloat16) for size in SIZES}
+    rows = crossover(lambda size: layer.kernel(inputs[size]), lambda size: wide(inputs[size]), SIZES)
+    return None if rows == SIZES[-1] else max(rows, 1)

@@ -1,0 +1,43 @@
+"""Linear layers whose weights oneDNN has laid out once, and which take the activation or the residual sum along.
+
+`F.linear` lays weights out anew on every call with bf16, and writes and reads its whole output again for what follows it.
+The operators are those that torch's own compiler uses on CPUs; where torch was built without oneDNN, plain ones serve.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+TYPICAL_ROWS = 512
+
+
+def available(weight: Tensor) -> bool:
+    """Whether torch can lay out this weight."""
+    return weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and hasattr(torch.ops, "mkldnn")
+
+
+class Reordered:
+    """x (..., K) to (..., N) by weight (N, K) and bias (N,), all of one dtype; gelu (the exact one) is applied if asked."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> None:
+        self.bias, self.gelu, self.ops = bias, gelu, available(weight)
+        self.num_out, self.num_in = weight.shape
+        self.num_bytes = weight.numel() * weight.element_size()
+        self.weight: Any = weight.contiguous()
+        if self.ops:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, TYPICAL_ROWS)
+
+    def __call__(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
+        """plus: what is added to the result, of its shape."""
+        if not self.ops:
+            result = F.linear(x, self.weight, self.bias)
+            result = F.gelu(result) if self.gelu else result
+            return result if plus is None else result + plus
+        linear = torch.ops.mkldnn._linear_pointwise
+        if plus is not None:
+            return torch.as_tensor(linear.binary(x, plus, self.weight, self.bias, "add"))
+        return torch.as_tensor(linear(x, self.weight, self.bias, "gelu" if self.gelu else "none", [], "none"))
