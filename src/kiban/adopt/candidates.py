@@ -16,6 +16,8 @@ from kiban.choose import memory
 from kiban.config import Progress, Traits, silent
 from kiban.errors import ConfigError
 
+WAYS: dict[str, memory.Way] = {"finetune_encoder": "full", "lora_decoder": "lora"}  # other strategies only load
+
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
@@ -80,8 +82,7 @@ def _obstacle(candidate: Candidate, entry: Entry | None, max_memory: int | None,
     if commercial and candidate.commercial_use is not True:
         return f"licence {candidate.licence} is not known to allow commercial use"
     if max_memory is not None and entry is not None and entry.parameters:
-        way = {"finetune_encoder": "full", "lora_decoder": "lora"}.get(candidate.strategy, "load")
-        need = memory.estimate(entry.parameters, way)
+        need = memory.estimate(entry.parameters, WAYS.get(candidate.strategy, "load"))
         if need > max_memory:
             return f"needs about {need / 2**30:.1f} GiB, more than the {max_memory / 2**30:.1f} GiB allowed"
     return ""

@@ -2,8 +2,8 @@
 
 The rule. Among the finished candidates that meet every requirement, the one with the best macro-F1 leads. If a cheaper
 one is not significantly worse (paired test with Holm's correction), the cheapest such candidate is recommended instead:
-quality that cannot be shown is not worth money. The verdict is "undecided" if the recommended candidate and the best
-other one differ by 2 points of macro-F1 or more and the test rows still do not separate them.
+quality that cannot be shown is not worth money. The verdict is "undecided" if the leader it displaces is 2 points of
+macro-F1 or more above it, which more test rows might confirm.
 """
 
 from __future__ import annotations
@@ -42,9 +42,8 @@ def decide(
         return pareto, _alone(chosen, requirements)
     rival = leader if chosen is not leader else max(others, key=_score)
     pair = by_pair[frozenset((chosen.id, rival.id))]
-    apart = abs(_score(chosen) - _score(rival))
-    if not pair.significant and apart >= RELEVANT:
-        return pareto, _undecided(chosen, rival, label_more.get(frozenset((chosen.id, rival.id))))
+    if chosen is not leader and _score(leader) - _score(chosen) >= RELEVANT:
+        return pareto, _undecided(chosen, leader, label_more.get(frozenset((chosen.id, leader.id))))
     if chosen is not leader:
         return pareto, _cheaper(chosen, leader)
     return pareto, _best(chosen, rival, significant=pair.significant)
@@ -126,18 +125,14 @@ def _undecided(c: CandidateResult, rival: CandidateResult, more: int | None) -> 
         rival=rival.id,
         reason_ja=(
             f"{c.id}（macro-F1 {_f(c)}）と {rival.id}（{_f(rival)}）の差はまだ確かめられません。"
-            f"{ja}判断できる見込みで、当面は{'費用の低い' if _because(c, rival) else ''} {c.id} を勧めます。"
+            f"{ja}判断できる見込みで、当面は費用の低い {c.id} を勧めます。"
         ),
         reason_en=(
             f"{c.id} (macro-F1 {_f(c)}) and {rival.id} ({_f(rival)}) cannot be told apart yet: {en} to decide; "
-            f"until then {c.id} is the choice{_because(c, rival)}."
+            f"until then {c.id} is the choice, being cheaper."
         ),
         label_more=more,
     )
-
-
-def _because(c: CandidateResult, rival: CandidateResult) -> str:
-    return ", being cheaper" if (c.cost_per_1k_yen or 0) <= (rival.cost_per_1k_yen or 0) else ""
 
 
 def _nothing_fits(scored: Sequence[CandidateResult], requirements: Sequence[Requirement]) -> Recommendation:

@@ -14,7 +14,7 @@ from typing import Any
 
 from kiban import __version__
 from kiban.config import from_dict, read_yaml, to_dict, write_yaml
-from kiban.data.tables import from_frame
+from kiban.data.tables import OnBadRow, from_frame
 from kiban.errors import ConfigError, DatasetError
 
 
@@ -34,7 +34,7 @@ class Settings:
     strategies: tuple[str, ...] | None = None
     seed: int = 0
     lang: str = "en"
-    on_bad_row: str = "stop"
+    on_bad_row: OnBadRow = "stop"
     yen_per_hour: float = 15.0  # a small cloud machine of two cores
     yen_per_usd: float = 150.0
 

@@ -13,10 +13,11 @@ from typing import Any
 
 from kiban import __version__
 from kiban.adopt.assemble import assemble
+from kiban.adopt.budget import Budget
 from kiban.adopt.candidates import Skipped, list_candidates
 from kiban.adopt.folder import Lock, Settings, environment, keep_frame, new_folder, sha256_of
 from kiban.adopt.profile import guess_columns, profile
-from kiban.adopt.race import Budget, Race
+from kiban.adopt.race import Race
 from kiban.adopt.report import write_report
 from kiban.adopt.result import CandidateResult, Profile, Result, Splits
 from kiban.adopt.split import split

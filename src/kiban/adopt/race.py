@@ -7,6 +7,7 @@ the race is deterministic; only timings differ.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import os
@@ -19,36 +20,15 @@ from typing import Any
 
 import numpy as np
 
+from kiban.adopt.budget import SHARES, Allowance, Budget, Cost, allowances, test_rows
 from kiban.adopt.measure import Measured, measure
 from kiban.adopt.strategies import load_predictor, strategy
 from kiban.adopt.strategies.base import Candidate, Job, Predictor, Rows, Task
 from kiban.config import Progress, silent
-from kiban.errors import BudgetError, KibanError
+from kiban.errors import KibanError
 from kiban.evaluate.metrics import macro_f1
 
-SHARES = (0.2, 0.2, 0.35)  # of the time, for the rungs; the rest goes to measuring on the test rows
 FRACTIONS = (0.25, 0.5, 1.0)  # of the training rows
-MIN_ROWS = 48  # fewer validation or test rows tell nothing
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """seconds for the whole race, or steps for the last fit of each candidate (then timings decide nothing)."""
-
-    seconds: float | None = None
-    steps: int | None = None
-
-    def __post_init__(self) -> None:
-        if (self.seconds is None) == (self.steps is None):
-            raise BudgetError("budget", why="give either a time or a number of steps")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What a candidate takes on this machine, in seconds."""
-
-    step: float
-    row: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +68,7 @@ class Race:
         self.rungs = sorted(set(sizes))
         self.laps = self._read_laps()
         self.costs: dict[str, Cost] = {}
+        self.plan_seconds = 0.0
 
     # The run folder -------------------------------------------------------------------------------------------------
 
@@ -115,67 +96,65 @@ class Race:
     # Planning -------------------------------------------------------------------------------------------------------
 
     def plan(self) -> None:
-        """Measure once per run what a step and a row cost each candidate. A budget in steps needs no measuring."""
+        """Measure once per run what each candidate costs. A budget in steps needs no measuring."""
         path = self.folder / "plan.json"
-        if path.exists():
-            self.costs = {id: Cost(**cost) for id, cost in json.loads(path.read_text(encoding="utf-8")).items()}
-            return
-        for number, candidate in enumerate(self.candidates.values()):
-            self.progress("plan", number, len(self.candidates))
-            if self.budget.steps is None:
-                self.costs[candidate.id] = self._probe(candidate)
-        self.progress("plan", len(self.candidates), len(self.candidates))
-        _write_atomically(path, json.dumps({id: cost.__dict__ for id, cost in self.costs.items()}, indent=1))
+        if not path.exists():
+            start = time.perf_counter()
+            for number, candidate in enumerate(self.candidates.values()):
+                self.progress("plan", number, len(self.candidates))
+                self.costs[candidate.id] = self._probe(candidate) if self.budget.steps is None else Cost()
+            self.progress("plan", len(self.candidates), len(self.candidates))
+            costs = {id: cost.__dict__ for id, cost in self.costs.items()}
+            _write_atomically(path, json.dumps({"seconds": time.perf_counter() - start, "costs": costs}, indent=1))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        self.plan_seconds = float(found["seconds"])
+        self.costs = {id: Cost(**cost) for id, cost in found["costs"].items()}
 
     def _probe(self, candidate: Candidate) -> Cost:
         times: list[float] = []
         work = self._home(candidate.id) / "probe"
         shutil.rmtree(work, ignore_errors=True)
+
+        def told(stage: str, done: int, total: int | None) -> None:
+            if stage == "train":
+                times.append(time.perf_counter())
+
         try:
-            job = self._job(candidate, 64, 4, work, lambda stage, done, total: times.append(time.perf_counter()))
+            few = Rows(inputs=self.validation.inputs[:8], targets=self.validation.targets[:8])
+            job = dataclasses.replace(self._job(candidate, 64, 3, work, told), validation=few)
+            begun = time.perf_counter()
             fitted = strategy(candidate.strategy).fit(job)
-            step = float(np.median(np.diff(times))) if fitted.steps and len(times) > 1 else 0.0
-            texts = list(self.validation.inputs[:10])
-            fitted.predictor.predict(texts[:2])
-            start = time.perf_counter()
-            fitted.predictor.predict(texts[2:])
-            return Cost(step=step, row=(time.perf_counter() - start) / max(1, len(texts) - 2))
+            whole, step = time.perf_counter() - begun, float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+            fitted.predictor.predict(list(few.inputs[:2]))
+            begun = time.perf_counter()
+            fitted.predictor.predict(list(few.inputs[2:]))
+            row = (time.perf_counter() - begun) / max(1, len(few) - 2)
+            return Cost(start=max(0.0, whole - fitted.steps * step), step=step, row=row)
         except KibanError as error:
             self._record(_failed(candidate.id, -1, error))
-            return Cost(step=0.0, row=0.0)
+            return Cost()
         finally:
             shutil.rmtree(work, ignore_errors=True)
             gc.collect()
 
-    def _grants(self, pool: float, wanted: dict[str, float]) -> dict[str, float]:
-        """Share a pool of seconds evenly; what a cheap candidate leaves goes to the dearer ones."""
-        grants: dict[str, float] = {}
-        for left, (id, wish) in zip(
-            range(len(wanted), 0, -1), sorted(wanted.items(), key=lambda item: item[1]), strict=True
-        ):
-            grants[id] = min(wish, pool / left)
-            pool -= grants[id]
-        return grants
+    def _left(self, rung: int) -> float:
+        """Seconds of the budget that planning and the rungs before this one left over, by what they recorded."""
+        assert self.budget.seconds is not None
+        spent = sum(
+            lap.seconds
+            for lap in self.laps.values()
+            if lap.rung < rung and (lap.rung <= 0 or strategy(self.candidates[lap.id].strategy).learns)
+        )
+        return max(0.1 * self.budget.seconds, self.budget.seconds - self.plan_seconds - spent)
 
-    def _allowance(self, rung: int, alive: Sequence[str]) -> dict[str, tuple[int, int]]:
-        """For each candidate: optimiser steps and validation rows on this rung."""
-        size, everything = self.rungs[rung], len(self.validation)
+    def _allowances(self, rung: int, alive: Sequence[str]) -> dict[str, Allowance]:
+        size = self.rungs[rung]
         steps = {id: strategy(self.candidates[id].strategy).default_steps(size) for id in alive}
         if self.budget.steps is not None:
             limit = max(1, round(self.budget.steps * size / len(self.train)))
-            return {id: (min(steps[id], limit), everything) for id in alive}
-        assert self.budget.seconds is not None
-        share = SHARES[len(SHARES) - len(self.rungs) + rung]
-        wanted = {id: steps[id] * self.costs[id].step + everything * self.costs[id].row for id in alive}
-        result = {}
-        for id, grant in self._grants(self.budget.seconds * share, wanted).items():
-            cost = self.costs[id]
-            looking = grant if not steps[id] else 0.3 * grant
-            rows = everything if cost.row == 0 else min(everything, max(MIN_ROWS, int(looking / cost.row)))
-            rest = grant - rows * cost.row
-            affordable = steps[id] if cost.step == 0 else min(steps[id], max(4, int(rest / cost.step)))
-            result[id] = (affordable, rows)
-        return result
+            return {id: Allowance(min(steps[id], limit), len(self.validation)) for id in alive}
+        pool = self._left(rung) * SHARES[len(SHARES) - len(self.rungs) + rung]
+        return allowances({id: self.costs[id] for id in alive}, steps, len(self.validation), pool)
 
     # Running --------------------------------------------------------------------------------------------------------
 
@@ -199,7 +178,7 @@ class Race:
         for rung in range(len(self.rungs)):
             # Only failures of earlier rungs count, so that a resumed race plans as the first run did.
             alive = [id for id in alive if not self.laps.get((id, rung - 1), _NONE).failed]
-            allowance = self._allowance(rung, alive)
+            allowance = self._allowances(rung, alive)
             for id, (steps, rows) in allowance.items():
                 if (id, rung) not in self.laps:
                     self._lap(self.candidates[id], rung, steps, rows)
@@ -288,10 +267,7 @@ class Race:
         running = [id for id, lap in last.items() if not lap.failed]
         rows = dict.fromkeys(running, len(self.test))
         if self.budget.seconds is not None:
-            wanted = {id: len(self.test) * self.costs[id].row for id in running}
-            for id, grant in self._grants(self.budget.seconds * (1 - sum(SHARES)), wanted).items():
-                enough = len(self.test) if grant >= wanted[id] else int(grant / self.costs[id].row)
-                rows[id] = min(len(self.test), max(MIN_ROWS, enough))
+            rows = test_rows({id: self.costs[id] for id in running}, len(self.test), self._left(len(self.rungs)))
         results = {}
         for id in running:
             path = self._home(id) / "measured.json"

@@ -15,7 +15,7 @@ from kiban.errors import ConfigError
 if TYPE_CHECKING:
     from kiban.adopt.job import Adoption, Look
 
-WORDS = {
+WORDS: dict[str, dict[str, Any]] = {
     "look": {
         "ja": "データ: {rows} 行、{classes} クラス、言語 {language}",
         "en": "Data: {rows} rows, {classes} classes, language {language}",
@@ -126,7 +126,7 @@ def adopt_command(
                     **settings,
                 )
     except KeyboardInterrupt:
-        console.note(WORDS["resume"][console.lang].format(folder=folder))  # type: ignore[attr-defined]
+        console.note(WORDS["resume"][console.lang].format(folder=folder))
         raise
     _show(console, run, as_json)
 
@@ -176,7 +176,7 @@ def _show(console: Console, run: Adoption, as_json: bool) -> None:
     rows = []
     for c in sorted(result.candidates, key=lambda c: -(c.macro_f1.value if c.macro_f1 else -1.0)):
         mark = "★ " if c.id == result.recommendation.id else "  "
-        status = WORDS["status"][console.lang][c.status]  # type: ignore[index]
+        status = WORDS["status"][console.lang][c.status]
         if c.macro_f1 is None:
             rows.append((mark + c.id, "-", "-", "-", "-", "-", "-", status))
             continue

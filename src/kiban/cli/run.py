@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -59,17 +59,20 @@ def run_command(
             "--task", field=kind, why=f"{model} cannot do this", hint=f"it can: {', '.join(opened.abilities)}"
         )
     if kind in ("chat", "generate"):
-        pieces = (opened.stream_chat if kind == "chat" else opened.stream)(
-            [{"role": "user", "content": text}] if kind == "chat" else text,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            stop=tuple(stop or ()),
-            seed=seed,
-        )
+        controls: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "stop": tuple(stop or ()),
+            "seed": seed,
+        }
+        if kind == "chat":
+            pieces = opened.stream_chat([{"role": "user", "content": text}], **controls)
+        else:
+            pieces = opened.stream(text, **controls)
         _answer(console, pieces, as_json)
     elif kind == "embed":
         (vector,) = opened.embed([text]).tolist()

@@ -138,14 +138,18 @@ class LlamaClassifier(nn.Module):
         self.body.head = nn.Identity()  # type: ignore[assignment]  # the vocabulary is not predicted
         self.score = nn.Linear(body.config.dim, num_labels, bias=False)
 
-    def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """tokens: (B, T) int64; mask: (B, T) bool."""
+    def features(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """The state of the last real token, (B, D). tokens: (B, T) int64; mask: (B, T) bool."""
         hidden = self.body.hidden(tokens, mask=mask)
         if mask is None:
-            return torch.as_tensor(self.score(hidden[:, -1]))
+            return hidden[:, -1]
         places = torch.arange(tokens.shape[1], device=tokens.device)
         last = torch.where(mask, places, -1).amax(-1)  # (B,) also right for padding on the left
-        return torch.as_tensor(self.score(hidden[torch.arange(len(last)), last]))
+        return hidden[torch.arange(len(last)), last]
+
+    def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """tokens: (B, T) int64; mask: (B, T) bool."""
+        return torch.as_tensor(self.score(self.features(tokens, mask=mask)))
 
     def initialise(self, generator: torch.Generator | None) -> None:
         """The head alone: N(0, 0.02^2)."""

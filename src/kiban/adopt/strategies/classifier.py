@@ -1,23 +1,25 @@
-"""What fine-tuning an encoder and LoRA on a decoder share: the training run, and the predictor of its folder."""
+"""What fine-tuning an encoder and LoRA on a decoder share: the training run, and outputs in batches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from kiban import zoo
 from kiban.adopt.strategies.base import Job, Task
 from kiban.config import Traits
 from kiban.data.loader import Loader
+from kiban.errors import ConfigError
 from kiban.evaluate.metrics import macro_f1
-from kiban.inputs.tokenizer import pad_batch
+from kiban.inputs.tokenizer import Tokenizer, pad_batch
 from kiban.objectives.classification import Classification
+from kiban.train.precision import choose
 from kiban.train.trainer import TrainConfig, Trainer, TrainResult
 from kiban.weights.folder import read_json, verify_folder
 
@@ -33,19 +35,10 @@ class ClassifierPredictor:
         self.labels = loaded.labels
         loaded.module.eval()
 
-    @torch.inference_mode()
     def predict(self, inputs: Sequence[Any]) -> NDArray[np.float64]:
         """Probabilities (N, C)."""
-        assert self.loaded.tokenizer is not None
-        rows = self.loaded.tokenizer.encode_batch(list(inputs), max_len=self.max_len)
-        logits = torch.zeros(len(rows), len(self.loaded.labels), dtype=torch.float64)
-        # Rows of like length share a batch, so little is spent on padding.
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        for start in range(0, len(order), PREDICT_BATCH):
-            chosen = order[start : start + PREDICT_BATCH]
-            tokens, mask = pad_batch([rows[i] for i in chosen], pad_id(self.loaded))
-            logits[chosen] = self.loaded.module(tokens, mask=mask).double()
-        return np.asarray(logits.softmax(-1).numpy(), dtype=np.float64)
+        logits = outputs(self.loaded.module, tokenizer_of(self.loaded), inputs, self.max_len)
+        return np.asarray(logits.double().softmax(-1).numpy(), dtype=np.float64)
 
     def save(self, folder: Path) -> None:
         """Write a folder that `AutoModelForSequenceClassification` opens."""
@@ -58,34 +51,54 @@ class ClassifierPredictor:
         return cls(zoo.load(folder, head="sequence_classification"), int(manifest["max_len"]), manifest["strategy"])
 
 
-def pad_id(loaded: zoo.Loaded) -> int:
-    """The id that fills short rows; masked out, so any id serves where the tokenizer has none."""
-    return loaded.tokenizer.pad_id or 0 if loaded.tokenizer else 0
+def tokenizer_of(loaded: zoo.Loaded) -> Tokenizer:
+    """The model's tokenizer. Raises ConfigError if its files have none."""
+    if loaded.tokenizer is None:
+        raise ConfigError(loaded.source, why="has no tokenizer, which a text task needs")
+    return loaded.tokenizer
 
 
-def collate(loaded: zoo.Loaded, rows: Sequence[tuple[list[int], int]]) -> dict[str, Tensor]:
-    """Token ids and targets to a batch: tokens (B, T), mask (B, T), labels (B,)."""
-    tokens, mask = pad_batch([ids for ids, _ in rows], pad_id(loaded))
-    return {"tokens": tokens, "mask": mask, "labels": torch.tensor([target for _, target in rows])}
+@torch.inference_mode()
+def outputs(
+    function: Callable[..., Tensor], tokenizer: Tokenizer, inputs: Sequence[Any], max_len: int, *, fast: bool = False
+) -> Tensor:
+    """function(tokens, mask=mask) for all texts, (N, C) float32. fast: in bf16 where that pays."""
+    rows = tokenizer.encode_batch(list(inputs), max_len=max_len)
+    found: dict[int, Tensor] = {}
+    # Rows of like length share a batch, so little is spent on padding.
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for start in range(0, len(order), PREDICT_BATCH):
+        chosen = order[start : start + PREDICT_BATCH]
+        tokens, mask = pad_batch([rows[i] for i in chosen], tokenizer.pad_id or 0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+            found.update(zip(chosen, function(tokens, mask=mask).float(), strict=True))
+    return torch.stack([found[i] for i in range(len(rows))]) if rows else torch.zeros(0, 0)
 
 
-def train_classifier(job: Job, loaded: zoo.Loaded, *, max_len: int, lr: float, max_validation: int) -> TrainResult:
-    """Train loaded.module on job.train; the parameters of the best validation macro-F1 are kept."""
-    assert loaded.tokenizer is not None
-    encoded = loaded.tokenizer.encode_batch(list(job.train.inputs), max_len=max_len)
+def train_classifier(
+    job: Job, module: nn.Module, tokenizer: Tokenizer, *, max_len: int, lr: float, max_validation: int
+) -> TrainResult:
+    """Train module, (tokens, mask) to logits, on job.train; the parameters of the best validation macro-F1 are kept."""
+    encoded = tokenizer.encode_batch(list(job.train.inputs), max_len=max_len)
+
+    def collate(rows: Sequence[tuple[list[int], int]]) -> dict[str, Tensor]:
+        tokens, mask = pad_batch([ids for ids, _ in rows], tokenizer.pad_id or 0)
+        return {"tokens": tokens, "mask": mask, "labels": torch.tensor([target for _, target in rows])}
+
     loader = Loader(
         list(zip(encoded, job.train.targets, strict=True)),
-        lambda rows: collate(loaded, rows),
+        collate,
         batch_size=BATCH_SIZE,
         seed=job.seed,
         length_of=lambda row: len(row[0]),
     )
-    held = ClassifierPredictor(loaded, max_len, job.candidate.strategy)
     inputs = list(job.validation.inputs)[:max_validation]
     truth = np.asarray(job.validation.targets[:max_validation])
 
+    fast = choose("auto", module) == "bf16"  # only which step was best hangs on it
+
     def evaluate() -> dict[str, float]:
-        predicted = held.predict(inputs).argmax(-1)
+        predicted = outputs(module, tokenizer, inputs, max_len, fast=fast).argmax(-1).numpy()
         return {"macro_f1": macro_f1(truth, predicted, len(job.task.labels))}
 
     config = TrainConfig(
@@ -98,10 +111,9 @@ def train_classifier(job: Job, loaded: zoo.Loaded, *, max_len: int, lr: float, m
         checkpoint_every=max(20, job.max_steps // 4),
         seed=job.seed,
     )
-    objective = Classification(loaded.module)
     trainer = Trainer(
-        objective,
-        loaded.module,
+        Classification(module),
+        module,
         loader,
         config,
         folder=job.work,

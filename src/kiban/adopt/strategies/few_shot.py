@@ -35,6 +35,7 @@ class FewShot:
             examples=pool,
             shots=SHOTS,
             max_text_tokens=MAX_TEXT_TOKENS,
+            fast=True,
         )
         return Fitted(predictor=predictor, steps=0)
 

@@ -1,4 +1,7 @@
-"""Full fine-tuning of a BERT with a pooled classification head (Devlin et al. 2019, section 4.1)."""
+"""Full fine-tuning of an encoder (Devlin et al. 2019, section 4.1), from a head that was fitted first.
+
+The head stands on the mean of the last states, as in `linear_head`, and the folder is of the same kind.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ from typing import Any
 
 import torch
 
-from kiban import zoo
+from kiban.adapt.heads import SentenceClassifier
 from kiban.adopt.strategies.base import Fitted, Job, Task
-from kiban.adopt.strategies.classifier import BATCH_SIZE, ClassifierPredictor, refuse_unless_text, train_classifier
+from kiban.adopt.strategies.classifier import BATCH_SIZE, refuse_unless_text, tokenizer_of, train_classifier
+from kiban.adopt.strategies.linear_head import LinearHeadPredictor, fit_head
 
 EPOCHS = 6
 MAX_LEN = 128
@@ -28,17 +32,15 @@ class FinetuneEncoder:
         return EPOCHS * math.ceil(train_rows / BATCH_SIZE)
 
     def fit(self, job: Job) -> Fitted:
-        generator = torch.Generator().manual_seed(job.seed)
-        loaded = zoo.load(
-            job.candidate.path or str(job.candidate.model),
-            head="sequence_classification",
-            labels=job.task.labels,
-            generator=generator,
-        )
-        # Small encoders on few rows want a larger step than the 2e-5 of BERT-base.
-        outcome = train_classifier(job, loaded, max_len=MAX_LEN, lr=2e-4, max_validation=200)
-        return Fitted(predictor=ClassifierPredictor(loaded, MAX_LEN, self.name), steps=outcome.steps)
+        loaded, head = fit_head(job, MAX_LEN)
+        with torch.random.fork_rng(devices=[]):
+            module = SentenceClassifier(loaded.module, head)
+        # A small encoder that starts from a fitted head takes a larger step than the 2e-5 of BERT-base.
+        tokenizer = tokenizer_of(loaded)
+        outcome = train_classifier(job, module, tokenizer, max_len=MAX_LEN, lr=1e-4, max_validation=200)
+        predictor = LinearHeadPredictor(loaded, module.head(), job.task.labels, MAX_LEN, self.name)
+        return Fitted(predictor=predictor, steps=outcome.steps)
 
 
 STRATEGY = FinetuneEncoder()
-PREDICTOR = ClassifierPredictor
+PREDICTOR = LinearHeadPredictor

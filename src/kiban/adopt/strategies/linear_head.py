@@ -28,8 +28,11 @@ MAX_LEN = 256
 class LinearHeadPredictor:
     """softmax(W e(text) + b), e being the normalised mean of the encoder's last states."""
 
-    def __init__(self, loaded: zoo.Loaded, head: LinearHead, labels: Sequence[str], max_len: int) -> None:
+    def __init__(
+        self, loaded: zoo.Loaded, head: LinearHead, labels: Sequence[str], max_len: int, strategy: str = "linear_head"
+    ) -> None:
         self.loaded, self.head, self.labels, self.max_len = loaded, head, tuple(labels), max_len
+        self.strategy = strategy
         self.plan = EncoderPlan(loaded, max_len=max_len)
 
     def predict(self, inputs: Sequence[Any]) -> NDArray[np.float64]:
@@ -59,7 +62,7 @@ class LinearHeadPredictor:
             ),
             "3_Dense/model.safetensors": tensor_bytes(dense),
         }
-        manifest = {"strategy": "linear_head", "labels": list(self.labels), "max_len": self.max_len}
+        manifest = {"strategy": self.strategy, "labels": list(self.labels), "max_len": self.max_len}
         zoo.save(self.loaded, folder, files=files, manifest=manifest)
 
     @classmethod
@@ -69,7 +72,7 @@ class LinearHeadPredictor:
         dense = read_safetensors(folder / "3_Dense" / "model.safetensors")
         weight, bias = (dense[f"linear.{name}"].double().numpy() for name in ("weight", "bias"))
         head = LinearHead(weight=weight, bias=bias, strength=float("nan"))
-        return cls(zoo.load(folder), head, manifest["labels"], int(manifest["max_len"]))
+        return cls(zoo.load(folder), head, manifest["labels"], int(manifest["max_len"]), manifest["strategy"])
 
 
 MODULES = ("Transformer", "Pooling", "Normalize", "Dense")
@@ -98,25 +101,27 @@ class LinearHeadStrategy:
         return 0
 
     def fit(self, job: Job) -> Fitted:
-        loaded = zoo.load(job.candidate.path or str(job.candidate.model))
-        plan = EncoderPlan(loaded, max_len=MAX_LEN)
-        features = []
-        for start in range(0, len(job.train), 128):
-            features.append(np.asarray(plan.embed(list(job.train.inputs[start : start + 128]), normalise=True)))
-            job.progress("embedding", min(start + 128, len(job.train)), len(job.train))
-        head = fit_linear_head(
-            np.concatenate(features).astype(np.float64),
-            np.asarray(job.train.targets),
-            num_labels=len(job.task.labels),
-            seed=job.seed,
-        )
-        # Saved as float32, so the predictor in hand uses the same rounded numbers as the one that is loaded later.
-        head = LinearHead(
-            weight=head.weight.astype(np.float32).astype(np.float64),
-            bias=head.bias.astype(np.float32).astype(np.float64),
-            strength=head.strength,
-        )
+        loaded, head = fit_head(job, MAX_LEN)
         return Fitted(predictor=LinearHeadPredictor(loaded, head, job.task.labels, MAX_LEN), steps=0)
+
+
+def fit_head(job: Job, max_len: int) -> tuple[zoo.Loaded, LinearHead]:
+    """The candidate's encoder and a head fitted on its embeddings of the training rows."""
+    loaded = zoo.load(job.candidate.path or str(job.candidate.model))
+    plan = EncoderPlan(loaded, max_len=max_len)
+    features = []
+    for start in range(0, len(job.train), 128):
+        features.append(np.asarray(plan.embed(list(job.train.inputs[start : start + 128]), normalise=True)))
+        job.progress("embedding", min(start + 128, len(job.train)), len(job.train))
+    head = fit_linear_head(
+        np.concatenate(features).astype(np.float64),
+        np.asarray(job.train.targets),
+        num_labels=len(job.task.labels),
+        seed=job.seed,
+    )
+    # Saved as float32, so the predictor in hand uses the same rounded numbers as the one that is loaded later.
+    weight, bias = (part.astype(np.float32).astype(np.float64) for part in (head.weight, head.bias))
+    return loaded, LinearHead(weight=weight, bias=bias, strength=head.strength)
 
 
 STRATEGY = LinearHeadStrategy()

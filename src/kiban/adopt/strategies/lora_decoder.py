@@ -1,6 +1,7 @@
 """LoRA (Hu et al. 2021) on every linear layer of a decoder, with a classification head on the last token.
 
-The adapters are merged before saving, so the folder opens in `AutoModelForSequenceClassification`.
+The head starts from a linear probe of the frozen decoder. The adapters are merged before saving, so the folder opens in
+`AutoModelForSequenceClassification`.
 """
 
 from __future__ import annotations
@@ -8,15 +9,27 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 
 from kiban import zoo
+from kiban.adapt.heads import LinearHead, fit_linear_head, start_from
 from kiban.adapt.lora import add_lora, merge_lora
 from kiban.adopt.strategies.base import Fitted, Job, Task
-from kiban.adopt.strategies.classifier import BATCH_SIZE, ClassifierPredictor, refuse_unless_text, train_classifier
+from kiban.adopt.strategies.classifier import (
+    BATCH_SIZE,
+    ClassifierPredictor,
+    outputs,
+    refuse_unless_text,
+    tokenizer_of,
+    train_classifier,
+)
+from kiban.families.llama import LlamaClassifier
+from kiban.train.precision import choose
 
 EPOCHS = 3
 MAX_LEN = 128
+PROBE_ROWS = 512  # a start needs no more
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -40,11 +53,28 @@ class LoraDecoder:
             labels=job.task.labels,
             generator=generator,
         )
-        add_lora(loaded.module, rank=16, alpha=32, targets=TARGETS, generator=generator)
-        loaded.module.get_submodule("score").requires_grad_(True)
-        outcome = train_classifier(job, loaded, max_len=MAX_LEN, lr=5e-4, max_validation=100)
-        merge_lora(loaded.module)
+        module, tokenizer = loaded.module, tokenizer_of(loaded)
+        assert isinstance(module, LlamaClassifier)
+        start_from(module.score, _probe(module, loaded, job))
+        add_lora(module, rank=16, alpha=32, targets=TARGETS, generator=generator)
+        module.score.requires_grad_(True)
+        outcome = train_classifier(job, module, tokenizer, max_len=MAX_LEN, lr=5e-4, max_validation=100)
+        merge_lora(module)
         return Fitted(predictor=ClassifierPredictor(loaded, MAX_LEN, self.name), steps=outcome.steps)
+
+
+def _probe(module: LlamaClassifier, loaded: zoo.Loaded, job: Job) -> LinearHead:
+    """A head (C, D) without bias, fitted on the states of the last tokens."""
+    fast, parts = choose("auto", module) == "bf16", []
+    inputs, targets = list(job.train.inputs[:PROBE_ROWS]), np.asarray(job.train.targets[:PROBE_ROWS])
+    for start in range(0, len(inputs), 2 * BATCH_SIZE):
+        some = inputs[start : start + 2 * BATCH_SIZE]
+        parts.append(outputs(module.features, tokenizer_of(loaded), some, MAX_LEN, fast=fast).double().numpy())
+        job.progress("probe", start + len(some), len(inputs))
+    features = np.concatenate(parts)
+    size = float(np.linalg.norm(features, axis=-1).mean())  # logistic regression wants features of length about 1
+    head = fit_linear_head(features / size, targets, num_labels=len(job.task.labels), seed=job.seed, bias=False)
+    return LinearHead(head.weight / size, head.bias, head.strength)
 
 
 STRATEGY = LoraDecoder()

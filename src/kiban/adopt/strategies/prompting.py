@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from kiban import zoo
 from kiban.adopt.strategies.base import Job, Task
 from kiban.adopt.strategies.classifier import refuse_unless_text
+from kiban.engine.decoder import DecoderPlan
+from kiban.engine.probe import matrix_dtype
 from kiban.generate.few_shot import ChoicePrompt, NearestExamples
 from kiban.generate.score import score_choices
+from kiban.generate.text import CausalModel
 from kiban.weights.folder import read_json, verify_folder
 
 EMPTY = ("", "…", "N/A")  # texts without content
@@ -37,8 +41,13 @@ class PromptPredictor:
         examples: Sequence[tuple[str, str]] = (),
         shots: int = 0,
         max_text_tokens: int = 96,
+        fast: bool = False,
     ) -> None:
+        """fast: compute in bf16 where that is faster; for choosing among candidates, not for answers that are kept."""
         assert loaded.tokenizer is not None
+        self.model: CausalModel = loaded.module  # type: ignore[assignment]
+        if fast and matrix_dtype() == torch.bfloat16:
+            self.model = DecoderPlan(loaded, weights="bf16")
         self.loaded, self.labels, self.strategy, self.language = loaded, tuple(labels), strategy, language
         self.examples, self.shots, self.max_text_tokens = tuple(examples), shots, max_text_tokens
         self.prompt = ChoicePrompt(loaded.tokenizer, self.labels, language, max_text_tokens)
@@ -53,7 +62,7 @@ class PromptPredictor:
     def scores(self, inputs: Sequence[str]) -> NDArray[np.float64]:
         """Log-likelihood of each label per token, (N, C)."""
         prompts = [self.prompt_of(text) for text in inputs]
-        scores = score_choices(self.loaded.module, prompts, self.prompt.choices())  # type: ignore[arg-type]
+        scores = score_choices(self.model, prompts, self.prompt.choices())
         return np.asarray(scores.double().numpy(), dtype=np.float64)
 
     def predict(self, inputs: Sequence[Any]) -> NDArray[np.float64]:
@@ -61,7 +70,7 @@ class PromptPredictor:
         if self.bias is None:
             # With examples at hand, the empty question would be answered after unrelated ones; without them is cleaner.
             prompts = [self.prompt.build(text) for text in EMPTY]
-            blank = score_choices(self.loaded.module, prompts, self.prompt.choices())  # type: ignore[arg-type]
+            blank = score_choices(self.model, prompts, self.prompt.choices())
             self.bias = np.asarray(blank.double().mean(0).numpy(), dtype=np.float64)
         weight = 1.0 if self.nearest is None else 0.0  # shots calibrate by themselves
         logits = self.scores([str(text) for text in inputs]) - weight * self.bias

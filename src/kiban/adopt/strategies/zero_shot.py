@@ -22,7 +22,7 @@ class ZeroShot:
 
     def fit(self, job: Job) -> Fitted:
         labels, language = job.task.labels, job.task.language
-        predictor = PromptPredictor(open_model(job), labels, strategy=self.name, language=language)
+        predictor = PromptPredictor(open_model(job), labels, strategy=self.name, language=language, fast=True)
         return Fitted(predictor=predictor, steps=0)
 
 
