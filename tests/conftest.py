@@ -49,7 +49,9 @@ def tiny_bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = BertWordPieceTokenizer(lowercase=True)
     words.train_from_iterator(_texts(), vocab_size=2000, min_frequency=2, show_progress=False)
     words.save_model(str(folder))
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": true}', "utf-8")
+    (folder / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "BertTokenizer", "do_lower_case": true}', "utf-8"
+    )
     size = len(words.get_vocab())
     config = BertConfig(vocab_size=size, num_layers=2, dim=32, num_heads=2, ffn_dim=64, max_seq_len=128)
     generator = torch.Generator().manual_seed(0)

@@ -75,7 +75,7 @@ class Int8(Packed):
         super().__init__(bias, self.codes.float() * scale, few_rows)
 
     def kernel(self, x: Tensor) -> Tensor:
-        return torch.ops.aten._weight_int8pack_mm(x, self.codes, self.scale)
+        return torch.as_tensor(torch.ops.aten._weight_int8pack_mm(x, self.codes, self.scale))
 
     @property
     def kernel_bytes(self) -> int:
@@ -91,13 +91,13 @@ class Int4(Packed):
         # The kernel computes (code - 8) * scale + zero, and wants both in bf16, (K / 32, N, 2).
         pairs = torch.stack((scale, minimum + 8 * scale), dim=-1).to(torch.bfloat16)
         self.pairs = pairs.transpose(0, 1).contiguous()
-        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+        self.packed: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
         scale, zero = pairs.float()[..., None].unbind(2)  # (N, K / 32, 1)
-        values = ((codes.unflatten(1, (-1, GROUP)).float() - 8) * scale + zero).flatten(1)
+        values = ((codes.view(len(codes), -1, GROUP).float() - 8) * scale + zero).flatten(1)
         super().__init__(bias, values, few_rows)
 
     def kernel(self, x: Tensor) -> Tensor:
-        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, GROUP, self.pairs)
+        return torch.as_tensor(torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, GROUP, self.pairs))
 
     @property
     def kernel_bytes(self) -> int:
@@ -116,7 +116,7 @@ def quantise4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     the largest magnitude has the code 0 and zero the code 8. ggml makes Q4_1 and Q4_0 so; the codes of a model that was
     stored in one of them are therefore found again exactly.
     """
-    groups = weight.float().unflatten(1, (-1, GROUP))  # (N, K / 32, 32)
+    groups = weight.float().reshape(len(weight), -1, GROUP)  # (N, K / 32, 32)
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
     found = []

@@ -17,7 +17,8 @@ TYPICAL_ROWS = 512
 
 def available(weight: Tensor) -> bool:
     """Whether torch can lay out this weight."""
-    return weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and hasattr(torch.ops, "mkldnn")
+    has_library: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return weight.device.type == "cpu" and has_library and hasattr(torch.ops, "mkldnn")
 
 
 class Reordered:
