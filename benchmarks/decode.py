@@ -9,6 +9,10 @@ fp32: KL divergence and share of equal top-1 tokens over 512 tokens of text.
 from __future__ import annotations
 
 import csv
+import importlib.util
+import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -58,31 +62,40 @@ def huggingface(loaded: zoo.Loaded, dtype: torch.dtype) -> Any:
     return model
 
 
-def llama_cpp(path: Path, threads: int) -> Any | None:
-    """llama.cpp with the file's own 4-bit weights, or None."""
-    try:
-        from llama_cpp import Llama
-    except ImportError:
-        print("llama-cpp-python is not installed: llama.cpp is left out")
-        return None
-    return Llama(str(path), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)
+class LlamaCpp:
+    """llama.cpp with the file's own 4-bit weights, in a process of its own."""
 
+    def __init__(self, path: Path, threads: int, *, plain: bool = False) -> None:
+        worker = str(Path(__file__).with_name("llama_worker.py"))
+        command = [sys.executable, worker, str(path), str(threads), str(int(plain))]
+        self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-def llama_cpp_greedy(model: Any, prompt: list[int]) -> list[int]:
-    """NEW ids after the prompt, through its own sampling loop."""
-    model.reset()
-    found = []
-    for id in model.generate(prompt, temp=0.0, reset=True):
-        found.append(id)
-        if len(found) == NEW:
-            return found
-    raise AssertionError("generation ended early")
+    def __call__(self, ids: list[int], new: int) -> list[int]:
+        """New ids after the prompt; with new = 0 it only reads the prompt. Raises OSError if the process is gone."""
+        assert self.child.stdin is not None and self.child.stdout is not None
+        print(json.dumps({"ids": ids, "new": new}), file=self.child.stdin, flush=True)
+        answer = self.child.stdout.readline()
+        if not answer:
+            raise OSError(f"llama.cpp ended with {self.child.wait()}")
+        return list(json.loads(answer))
 
+    @classmethod
+    def open(cls, path: Path, threads: int) -> LlamaCpp | None:
+        """As it is by default; in the plain layout where that crashes; None where it is not installed."""
+        if not importlib.util.find_spec("llama_cpp"):
+            print("llama-cpp-python is not installed: llama.cpp is left out")
+            return None
+        try:
+            found = cls(path, threads)
+            found([1, 2, 3], 2)
+        except OSError as error:
+            print(f"{error}: its rearranged weights crash here, so the plain layout is used")
+            found = cls(path, threads, plain=True)
+        return found
 
-def llama_cpp_prefill(model: Any, ids: list[int]) -> None:
-    """Read a prompt."""
-    model.reset()
-    model.eval(ids)
+    def close(self) -> None:
+        """End the process."""
+        self.child.communicate()
 
 
 @torch.inference_mode()
@@ -112,16 +125,18 @@ def main() -> None:
             faith[name] = faithfulness(peer(ids).logits[0], truth)
         decode[name] = lambda peer=peer: peer.generate(prompt, max_new_tokens=NEW, min_new_tokens=NEW)  # type: ignore[misc]
         prefill[name] = torch.inference_mode()(lambda peer=peer: peer(ids, logits_to_keep=1))
-    other = llama_cpp(path, options.threads)
-    if other is not None:
-        decode["llama.cpp Q4_1"] = lambda: llama_cpp_greedy(other, prompt[0].tolist())
-        prefill["llama.cpp Q4_1"] = lambda: llama_cpp_prefill(other, ids[0].tolist())
+    peer_cpp = LlamaCpp.open(path, options.threads)
+    if peer_cpp is not None:
+        decode["llama.cpp Q4_1"] = lambda: peer_cpp(prompt[0].tolist(), NEW)
+        prefill["llama.cpp Q4_1"] = lambda: peer_cpp(ids[0].tolist(), 0)
     for weights in ("fp32", "bf16", "int8", "int4"):
         plan = DecoderPlan(loaded, weights=weights)  # type: ignore[arg-type]
         faith[f"kiban {weights}"] = faithfulness(plan(ids)[0], truth)
         decode[f"kiban {weights}"] = lambda plan=plan: greedy(plan, prompt)  # type: ignore[misc]
         prefill[f"kiban {weights}"] = lambda plan=plan: plan(ids, last_only=True)  # type: ignore[misc]
     seconds, reading = medians(decode, options.repeats), medians(prefill, options.repeats)
+    if peer_cpp is not None:
+        peer_cpp.close()
     rows = [
         {
             "way": name,
