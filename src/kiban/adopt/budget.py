@@ -76,11 +76,11 @@ def allowances(
 
 
 def test_rows(costs: Mapping[str, Cost], available: int, seconds: float) -> dict[str, int]:
-    """How many of the available test rows each candidate can answer in the time that is left."""
+    """How many of the available test rows each candidate can answer in the time that is left; the quick ones all."""
     around = sum(PROCESS_SECONDS + c.start + min(MAX_SINGLE_SECONDS, MAX_SINGLE * c.row) for c in costs.values())
     wanted = {id: available * cost.row for id, cost in costs.items()}
-    rows = {}
+    rows = dict.fromkeys(costs, available)
     for id, grant in share(seconds - around, wanted).items():
-        enough = available if grant >= wanted[id] else int(grant / costs[id].row)
-        rows[id] = min(available, max(MIN_ROWS, enough))
+        if grant < wanted[id] and wanted[id] >= SLOW_SECONDS:
+            rows[id] = min(available, max(MIN_ROWS, int(grant / costs[id].row)))
     return rows
