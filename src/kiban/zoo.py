@@ -18,8 +18,9 @@ from kiban.catalogue.entries import entries, find
 from kiban.catalogue.pull import pull
 from kiban.config import Family, Head, Progress, Traits, did_you_mean, silent
 from kiban.errors import ConfigError, FormatError, ModelNotFoundError
+from kiban.inputs.build import TOKENIZER_FILES
 from kiban.inputs.tokenizer import Tokenizer
-from kiban.weights.folder import read_json, write_folder
+from kiban.weights.folder import read_json, verify_folder, write_folder
 from kiban.weights.gguf import read_gguf
 from kiban.weights.names import to_ours, to_published
 from kiban.weights.safetensors import read_folder_tensors
@@ -221,6 +222,7 @@ def _gguf_family(path: Path, metadata: Mapping[str, Any]) -> Family:
 
 
 def _open_folder(path: Path, wanted_head: str | None, dtype: torch.dtype) -> Loaded:
+    verify_folder(path)
     values = read_json(path / "config.json")
     family = _hf_family(path, values)
     try:
@@ -240,7 +242,10 @@ def _open_folder(path: Path, wanted_head: str | None, dtype: torch.dtype) -> Loa
     names = family.heads[head].names(config) if head else family.hf_names(config)
     tensors = read_folder_tensors(path)
     _assign(module, names, tensors, source=str(path), dtype=dtype)
-    return Loaded(family, config, module, Tokenizer.from_folder(path), head, ordered, str(path), path)
+    # Bare weights are of use too: to convert, to compare, to train on token ids.
+    has_tokenizer = any((path / name).is_file() for name in TOKENIZER_FILES)
+    tokenizer = Tokenizer.from_folder(path) if has_tokenizer else None
+    return Loaded(family, config, module, tokenizer, head, ordered, str(path), path)
 
 
 def _open_gguf(path: Path, dtype: torch.dtype) -> Loaded:

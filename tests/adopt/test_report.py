@@ -150,9 +150,7 @@ def result() -> Result:
             label_counts=dict(zip(LABELS, SIZES)),
             length_p50=121,
             length_p95=289,
-            findings=(
-                Finding(code="rare_class", severity="warning", values={"label": "フォント・言語対応", "rows": 46}),
-            ),
+            findings=(Finding(code="exact_duplicates", severity="warning", values={"rows": 46}),),
         ),
         splits=Splits(train=1198, validation=399, test=400, groups=14),
         candidates=candidates,

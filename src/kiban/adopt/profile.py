@@ -50,7 +50,7 @@ LABEL_NAMES = (
 
 @dataclass(frozen=True)
 class Looked:
-    """The usable rows and what was found. targets index labels; lines are places in the table, counted from 1."""
+    """The usable rows and what was found. targets index labels; lines are places in the table as `Table.lines` has them."""
 
     texts: list[str]
     targets: list[int]
@@ -152,7 +152,7 @@ def _usable(
     texts, names, lines = [], [], []
     empty_text = empty_label = 0
     pairs = zip(table.column(text_column), table.column(label_column), strict=True)
-    for line, (text, name) in enumerate(pairs, start=1):
+    for line, (text, name) in zip(table.lines, pairs, strict=True):
         text = "" if text is None else str(text).strip()
         name = "" if name is None else str(name).strip()
         if not text:

@@ -41,7 +41,7 @@ class ClassScore:
 class Mistake:
     """A test row that was predicted wrongly, most confident first. confidence is in 0..1."""
 
-    row: int  # line of the table, counted from 1 without the header
+    row: int  # where the row begins in the table's file, counted from 1
     text: str
     truth: str
     predicted: str

@@ -35,7 +35,10 @@ class Line(NamedTuple):
     text: str
     why: str = ""
     at: int = 0  # offset in bytes of what is wrong
-    too_long: bool = False
+
+    def byte_of(self, place: int) -> int:
+        """Offset in the file of a character of a UTF-8 line."""
+        return self.offset + len(self.text[:place].encode("utf-8", "surrogatepass"))
 
 
 def detect_encoding(path: Path) -> str:
@@ -99,7 +102,7 @@ def text_lines(path: Path, encoding: str) -> Iterator[Line]:
             raw, offset = raw[3:], offset + 3
         if too_long:
             why = f"the line is longer than {MAX_LINE_BYTES // 2**20} MiB"
-            yield Line(number, offset, raw.decode(codec, "backslashreplace"), why, offset, too_long=True)
+            yield Line(number, offset, raw[:SHOWN_BYTES].decode(codec, "backslashreplace"), why, offset)
             continue
         try:
             text = raw.decode(codec)
@@ -156,15 +159,15 @@ def _utf16_lines(path: Path, encoding: str) -> Iterator[Line]:
             except UnicodeDecodeError:
                 text, tail = "", "ends in half a character"
             *whole, rest = (rest + text).split("\n")
-            for line in whole:
+            for raw in whole:
                 number += 1
-                yield _utf16_line(number, offset, line.removesuffix("\r"))
-                offset += 2 * len(line) + 2 * sum(c > "\uffff" for c in line) + 2
+                yield _utf16_line(number, offset, raw.removesuffix("\r"))
+                offset += 2 * len(raw) + 2 * sum(c > "\uffff" for c in raw) + 2
             if not block:
                 break
             if 2 * len(rest) > MAX_LINE_BYTES:
                 why = f"the line is longer than {MAX_LINE_BYTES // 2**20} MiB"
-                yield Line(number + 1, offset, rest[:SHOWN_BYTES], why, offset, too_long=True)
+                yield Line(number + 1, offset, rest[:SHOWN_BYTES], why, offset)
                 return
     if rest or tail:
         line = _utf16_line(number + 1, offset, rest.removesuffix("\r"))

@@ -6,9 +6,8 @@ to a quarantine file.
 
 from __future__ import annotations
 
-import codecs
 import csv
-import io
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kiban.config import did_you_mean
-from kiban.errors import DatasetError, LimitError
+from kiban.data.encoding import MAX_LINE_BYTES, SURROGATE, Line, detect_encoding, text_lines
+from kiban.errors import DatasetError
 
 OnBadRow = Literal["stop", "skip"]
-MAX_LINE_BYTES = 16 * 2**20
-BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
-GUESSES = ("utf-8", "cp932", "euc_jp")
 
 
 @dataclass(frozen=True)
@@ -36,10 +33,11 @@ class BadRow:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows by column name; lines holds the place of each row in the file, counted from 1 without a header."""
+    """Rows by column name. lines: where each row begins in a text file, else its number; both count from 1."""
 
     columns: tuple[str, ...]
     rows: list[dict[str, Any]]
+    lines: list[int]
     source: str
     encoding: str
     bad_rows: tuple[BadRow, ...] = field(default=())
@@ -95,7 +93,11 @@ def from_frame(frame: Any) -> Table:
     rows = [{str(key): None if _is_nan(value) else value for key, value in row.items()} for row in rows]
     if not rows:
         raise DatasetError("frame", why="holds no row")
-    return Table(tuple(rows[0]), rows, "frame", "unicode")
+    return Table(tuple(rows[0]), rows, _numbers(rows), "frame", "unicode")
+
+
+def _numbers(rows: Sequence[Any]) -> list[int]:
+    return list(range(1, len(rows) + 1))
 
 
 def _is_nan(value: Any) -> bool:
@@ -110,7 +112,7 @@ def _read_parquet(path: Path) -> Table:
         rows = pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise DatasetError(path, why=f"is not a Parquet file: {error}") from error
-    return Table(tuple(rows[0]) if rows else (), rows, path.name, "parquet")
+    return Table(tuple(rows[0]) if rows else (), rows, _numbers(rows), path.name, "parquet")
 
 
 class _Bad:
@@ -127,144 +129,110 @@ class _Bad:
         self.rows.append(BadRow(line, offset, why, raw[:1000]))
 
 
-def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """(line number, byte offset, line without its end). Raises LimitError for a line without end."""
-    offset = 0
-    with path.open("rb") as file:
-        number = 0
-        while raw := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(raw) > MAX_LINE_BYTES:
-                why = f"the line is longer than {MAX_LINE_BYTES // 2**20} MiB"
-                raise LimitError(
-                    path, line=number, offset=offset, why=why, hint="is this one JSON array? one object a line"
-                )
-            yield number, offset, raw.rstrip(b"\r\n")
-            offset += len(raw)
-
-
 def _not_a_number(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
 def _read_jsonl(path: Path, on_bad_row: OnBadRow) -> Table:
-    bad, rows = _Bad(path, on_bad_row), []
+    """One object a line, in UTF-8 (the standard allows no other)."""
+    bad, rows, lines = _Bad(path, on_bad_row), list[dict[str, Any]](), list[int]()
     columns: dict[str, None] = {}
-    for line, offset, raw in _lines(path):
-        if line == 1:
-            raw = raw.removeprefix(codecs.BOM_UTF8)
-        if not raw.strip():
+    for line in text_lines(path, "utf-8"):
+        if not line.text.strip() and not line.why:
             continue
-        shown = raw.decode("utf-8", "replace")
-        try:
-            row = json.loads(raw.decode("utf-8"), parse_constant=_not_a_number)
-        except UnicodeDecodeError as error:
-            bad(line, offset + error.start, "is not UTF-8", shown)
-            continue
-        except (ValueError, RecursionError) as error:
-            bad(line, offset + getattr(error, "pos", 0), f"is not one JSON object: {error}", shown)
-            continue
-        if not isinstance(row, dict):
-            bad(line, offset, "is not a JSON object", shown)
-        elif _unfit(row):
-            bad(line, offset, _unfit(row), shown)
+        why, at, row = line.why, line.at, None
+        if not why:
+            try:
+                row = json.loads(line.text, parse_constant=_not_a_number)
+                why, at = _unfit(row), line.offset
+            except json.JSONDecodeError as error:
+                why, at = f"is not one JSON object: {error.msg}", line.byte_of(error.pos)
+            except (ValueError, RecursionError) as error:
+                why, at = f"is not one JSON object: {error}", line.offset
+        if why:
+            bad(line.number, at, why, line.text)
         else:
+            assert row is not None
             columns.update(dict.fromkeys(row))
             rows.append(row)
-    return Table(tuple(columns), rows, path.name, "utf-8", tuple(bad.rows))
+            lines.append(line.number)
+    return Table(tuple(columns), rows, lines, path.name, "utf-8", tuple(bad.rows))
 
 
-def _unfit(row: dict[str, Any]) -> str:
-    """Why the values of a row cannot be used; empty if they can."""
+def _unfit(row: Any) -> str:
+    """Why a JSON value cannot be a row; empty if it can."""
+    if not isinstance(row, dict):
+        return "is not a JSON object"
     for name, value in row.items():
-        if isinstance(value, str) and ("\0" in value or any("\ud800" <= c <= "\udfff" for c in value)):
+        if isinstance(value, str) and ("\0" in value or SURROGATE.search(value)):
             return f"{name!r} holds a NUL or half a surrogate pair"
     return ""
 
 
-def detect_encoding(path: Path) -> str:
-    """By byte order mark, else the first of UTF-8, cp932 and EUC-JP that decodes the whole file."""
-    with path.open("rb") as file:
-        start = file.read(4)
-    for mark, name in BOMS:
-        if start.startswith(mark):
-            return name
-    for name in GUESSES:
-        decoder = codecs.getincrementaldecoder(name)()
-        try:
-            with path.open("rb") as file:
-                while part := file.read(2**20):
-                    decoder.decode(part)
-                decoder.decode(b"", final=True)
-        except UnicodeDecodeError:
-            continue
-        return name
-    return "utf-8"  # broken UTF-8: each bad line is told
+class _Source:
+    """The lines of a file for the csv module, with their ends, remembering those of the row that is being read."""
+
+    def __init__(self, path: Path, encoding: str) -> None:
+        self.lines: Iterator[Line] = text_lines(path, encoding)
+        self.row: list[Line] = []
+
+    def again(self, lines: Sequence[Line]) -> None:
+        """Give these lines once more before those that follow."""
+        self.lines = itertools.chain(lines, self.lines)
+
+    def __iter__(self) -> Iterator[str]:
+        while (line := next(self.lines, None)) is not None:
+            self.row.append(line)
+            yield line.text + "\r\n"
 
 
 def _read_csv(path: Path, on_bad_row: OnBadRow) -> Table:
     encoding, bad = detect_encoding(path), _Bad(path, on_bad_row)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(path, encoding)
     csv.field_size_limit(MAX_LINE_BYTES)
-    reader = csv.reader(_decoded(path, encoding, bad), delimiter=delimiter, strict=True)
-    header: list[str] = []
-    rows: list[dict[str, Any]] = []
+    source, header = _Source(path, encoding), list[str]()
+    reader = csv.reader(source, delimiter=delimiter, strict=True)
+    rows, lines = list[dict[str, Any]](), list[int]()
     while True:
-        line = reader.line_num + 1
+        source.row.clear()
         try:
-            cells = next(reader)
+            cells, why = next(reader), ""
         except StopIteration:
             break
         except csv.Error as error:
-            bad(line, _offset_of(path, line), f"is not CSV: {error}", "")
+            cells, why = [], f"is not CSV: {error}"
+        first, broken = source.row[0], next((line for line in source.row if line.why), None)
+        if broken is not None:
+            # A line that cannot be read spoils the row that it belongs to, and no other.
+            bad(broken.number, broken.at, broken.why, "\n".join(line.text for line in source.row))
+        elif why:
+            bad(first.number, first.offset, why, first.text)
+            # A stray quote swallows the lines behind it; they are read again without it.
+            source.again(source.row[1:])
+            reader = csv.reader(source, delimiter=delimiter, strict=True)
+        elif not header:
+            header = _header(path, cells, first.number)
+        elif not any(cell.strip() for cell in cells):
             continue
-        if not header:
-            header = [name.strip() for name in cells]
-            if len(set(header)) < len(header):
-                twice = next(name for name in header if header.count(name) > 1)
-                raise DatasetError(path, line=line, field=twice, why="two columns have this name", hint="rename one")
-            continue
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) != len(header):
+        elif len(cells) != len(header):
             why = f"has {len(cells)} cells, the header has {len(header)}"
-            bad(line, _offset_of(path, line), why, delimiter.join(cells))
+            bad(first.number, first.offset, why, delimiter.join(cells))
         else:
             rows.append(dict(zip(header, cells, strict=True)))
-    return Table(tuple(header), rows, path.name, encoding, tuple(sorted(bad.rows, key=lambda row: row.line)))
+            lines.append(first.number)
+    return Table(tuple(header), rows, lines, path.name, encoding, tuple(bad.rows))
 
 
-def _decoded(path: Path, encoding: str, bad: _Bad) -> Iterator[str]:
-    """Lines as text, with their ends. A line that cannot be decoded, or that holds a NUL, is bad by itself."""
-    if encoding == "utf-16":
-        with path.open(encoding=encoding, newline="") as file:
-            yield from file
-        return
-    codec = "utf-8" if encoding == "utf-8-sig" else encoding
-    for line, offset, raw in _lines(path):
-        if line == 1 and encoding == "utf-8-sig":
-            raw = raw.removeprefix(codecs.BOM_UTF8)
-        try:
-            text = raw.decode(codec)
-        except UnicodeDecodeError as error:
-            bad(line, offset + error.start, f"is not {codec}", raw.decode(codec, "replace"))
-            yield "\r\n"
-            continue
-        if "\0" in text:
-            bad(line, offset + raw.index(b"\0"), "holds a NUL byte", text)
-            yield "\r\n"
-            continue
-        yield text + "\r\n"
-
-
-def _offset_of(path: Path, line: int) -> int:
-    return next((offset for number, offset, _ in _lines(path) if number == line), path.stat().st_size)
+def _header(path: Path, cells: Sequence[str], line: int) -> list[str]:
+    header = [name.strip() for name in cells]
+    twice = next((name for name in header if header.count(name) > 1), None)
+    if twice is not None:
+        raise DatasetError(path, line=line, field=twice, why="two columns have this name", hint="rename one")
+    return header
 
 
 def _delimiter(path: Path, encoding: str) -> str:
     """The mark that the header line holds most of, outside quotes."""
-    with path.open("rb") as file:
-        first = file.read(64 * 1024).decode(encoding, "replace")
-    header = io.StringIO(first).readline()
+    header = next((line.text for line in text_lines(path, encoding)), "")
     bare = "".join(header.split('"')[::2])
     return max(",\t;", key=lambda mark: (bare.count(mark), mark == ","))

@@ -109,10 +109,10 @@ class SentencePiece:
 
     def encode(self, text: str, pair: str | None, *, add_special: bool) -> Encoding:
         assert pair is None, "sentencepiece models take single texts"
-        pieces = self.model.encode(text, out_type="immutable_proto").pieces
+        found = self.model.encode(text, out_type="offset_mapping")
         front = [self.bos] if add_special and self.bos >= 0 else []
-        ids = front + [piece.id for piece in pieces]
-        offsets = [(0, 0)] * len(front) + [(piece.begin, piece.end) for piece in pieces]
+        ids = front + list(found["ids"])
+        offsets = [(0, 0)] * len(front) + list(found["offsets"])
         return Encoding(ids, [0] * len(ids), offsets)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:

@@ -26,6 +26,9 @@ for text in ("", "a b", "東京 2026", "a" * 4000 + "!", " " * 4000, "1" * 4000,
 """
 
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt")
+
+
 def open_folder(folder: Path) -> tuple[Backend, dict[str, Any]]:
     """The tokenizer of a folder and its tokenizer_config.json. Raises ModelNotFoundError if there is none."""
     settings = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
@@ -42,7 +45,7 @@ def open_folder(folder: Path) -> tuple[Backend, dict[str, Any]]:
     if (folder / "vocab.txt").is_file():
         marks = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep", "mask", "unk")}
         return _from_vocab(folder / "vocab.txt", settings), {**marks, **settings}
-    raise ModelNotFoundError(folder, why="holds no tokenizer.json, tokenizer.model or vocab.txt")
+    raise ModelNotFoundError(folder, why=f"holds none of {', '.join(TOKENIZER_FILES)}")
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 from jinja2 import nodes
@@ -29,6 +29,8 @@ FILTERS = (
 ).split()
 PADDING_METHODS = {"ljust", "rjust", "center", "zfill", "format", "format_map", "expandtabs", "translate"}
 
+T = TypeVar("T")
+
 _steps_left: ContextVar[int] = ContextVar("steps left")
 
 
@@ -45,7 +47,7 @@ def _metered(values: Iterable[Any]) -> Iterator[Any]:
         yield value
 
 
-def _small(value: Any) -> Any:
+def _small(value: T) -> T:
     if isinstance(value, str | list | tuple) and len(value) > MAX_TEXT:
         raise LimitError("chat template", why="makes a text that is too long")
     return value
@@ -55,7 +57,8 @@ def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
     text, old, new = str(text), str(old), str(new)
     if (len(text) // max(1, len(old)) + 1) * len(new) > MAX_TEXT:
         raise LimitError("chat template", why="makes a text that is too long")
-    return text.replace(old, new, -1 if count is None else count)
+    result: str = text.replace(old, new, -1 if count is None else count)
+    return result
 
 
 def _join(values: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
@@ -101,16 +104,16 @@ class _Environment(ImmutableSandboxedEnvironment):
             if name == "replace":
                 return _replace(_function.__self__, *args)
             if name == "join":
-                return _join(*args, d=_function.__self__)
+                return _join(args[0], _function.__self__)
         return _small(super().call(_context, _function, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         _spend()
-        texts = [value for value in (left, right) if isinstance(value, str | list | tuple)]
+        sizes = [len(value) for value in (left, right) if isinstance(value, str | list | tuple)]
         numbers = [value for value in (left, right) if isinstance(value, int)]
-        if operator == "*" and texts and numbers and len(texts[0]) * numbers[0] > MAX_TEXT:
+        if operator == "*" and sizes and numbers and sizes[0] * numbers[0] > MAX_TEXT:
             raise LimitError("chat template", why="makes a text that is too long")
-        if (operator == "%" and texts) or (operator == "**" and texts + [n for n in numbers if abs(n) > 1000]):
+        if (operator == "%" and sizes) or (operator == "**" and (sizes or any(abs(n) > 1000 for n in numbers))):
             raise LimitError("chat template", why=f"may not use {operator} so")
         return _small(super().call_binop(context, operator, left, right))
 

@@ -225,7 +225,7 @@ class Trainer:
     def _checkpoint(self) -> None:
         if self.folder is None:
             return
-        tensors = {f"model.{name}": p for name, p in self.parameters.items()}
+        tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in self.parameters.items()}
         tensors |= {f"best.{name}": p for name, p in self.best.items()}
         moments = self.optimizer.state_dict()["state"]
         for index, entry in moments.items():

@@ -30,7 +30,7 @@ def _nibbles(data: Bytes) -> NDArray[np.uint8]:
 
 def _fifth_bits(data: Bytes) -> NDArray[np.uint8]:
     """32 bits of each block, lowest first, as values 0 or 16."""
-    return np.unpackbits(data, axis=-1, bitorder="little") << 4
+    return np.left_shift(np.unpackbits(data, axis=-1, bitorder="little"), 4, dtype=np.uint8)
 
 
 def q4_0(b: Bytes) -> Floats:
@@ -83,8 +83,7 @@ def q5_k(b: Bytes) -> Floats:
 
 
 def q6_k(b: Bytes) -> Floats:
-    low = b[:, 0:128].reshape(-1, 2, 64)
-    low = np.concatenate((low & 15, low >> 4), axis=-1).reshape(-1, 2, 4, 32)
+    low = _nibbles(b[:, 0:128].reshape(-1, 2, 64)).reshape(-1, 2, 4, 32)
     shifts = np.array([0, 2, 4, 6], dtype=np.uint8)[None, None, :, None]
     high = (b[:, 128:192].reshape(-1, 2, 1, 32) >> shifts) & 3
     codes = (low | (high << 4)).astype(np.float32).reshape(-1, 16, 16) - 32

@@ -54,11 +54,11 @@ class RopeHalves(Same):
     num_heads: int = 1
 
     def load(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        pairs = tensor.unflatten(0, (self.num_heads, -1, 2))  # (H, Dh/2, 2, ...)
+        pairs = tensor.reshape(self.num_heads, -1, 2, *tensor.shape[1:])  # (H, Dh/2, 2, ...)
         return (pairs.transpose(1, 2).reshape(tensor.shape),)
 
     def save(self, *ours: Tensor) -> Tensor:
-        halves = ours[0].unflatten(0, (self.num_heads, 2, -1))  # (H, 2, Dh/2, ...)
+        halves = ours[0].reshape(self.num_heads, 2, -1, *ours[0].shape[1:])  # (H, 2, Dh/2, ...)
         return halves.transpose(1, 2).reshape(ours[0].shape)
 
 

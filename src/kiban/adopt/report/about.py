@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-
+from kiban.adopt.findings import sentence
 from kiban.adopt.report.formats import Formats, Lang
 from kiban.adopt.report.words import STRATEGIES, say, strategy_name
-from kiban.adopt.result import Finding, Result
+from kiban.adopt.result import Result
 
 
 class About:
@@ -35,7 +34,7 @@ class About:
         """What the profile found, warnings first."""
         found = sorted(self.result.profile.findings, key=lambda finding: finding.severity != "warning")
         return [
-            {"severity": one.severity, "word": self.say(one.severity), "text": _sentence(one, self.lang)}
+            {"severity": one.severity, "word": self.say(one.severity), "text": sentence(one, self.lang)}
             for one in found
         ]
 
@@ -74,11 +73,3 @@ class About:
     def footer(self) -> str:
         moment = self.formats.moment(self.result.created)
         return self.say("footer", version=self.result.kiban_version, created=moment)
-
-
-def _sentence(finding: Finding, lang: Lang) -> str:
-    try:
-        told: str = importlib.import_module("kiban.adopt.findings").sentence(finding, lang)
-    except ImportError:
-        told = f"{finding.code}: " + ", ".join(f"{key} {value}" for key, value in finding.values.items())
-    return told

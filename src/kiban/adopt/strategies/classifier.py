@@ -21,7 +21,7 @@ from kiban.inputs.tokenizer import Tokenizer, pad_batch
 from kiban.objectives.classification import Classification
 from kiban.train.precision import choose
 from kiban.train.trainer import TrainConfig, Trainer, TrainResult
-from kiban.weights.folder import read_json, verify_folder
+from kiban.weights.folder import read_json
 
 BATCH_SIZE = 16
 PREDICT_BATCH = 32
@@ -46,7 +46,6 @@ class ClassifierPredictor:
 
     @classmethod
     def load(cls, folder: Path) -> ClassifierPredictor:
-        verify_folder(folder)
         manifest = read_json(folder / "kiban.json")
         return cls(zoo.load(folder, head="sequence_classification"), int(manifest["max_len"]), manifest["strategy"])
 

@@ -19,7 +19,7 @@ from kiban.adapt.heads import LinearHead, fit_linear_head
 from kiban.adopt.strategies.base import Fitted, Job, Task
 from kiban.adopt.strategies.classifier import refuse_unless_text
 from kiban.engine.encoder import EncoderPlan
-from kiban.weights.folder import read_json, verify_folder
+from kiban.weights.folder import read_json
 from kiban.weights.safetensors import read_safetensors, tensor_bytes
 
 MAX_LEN = 256
@@ -67,12 +67,11 @@ class LinearHeadPredictor:
 
     @classmethod
     def load(cls, folder: Path) -> LinearHeadPredictor:
-        verify_folder(folder)
-        manifest = read_json(folder / "kiban.json")
+        loaded, manifest = zoo.load(folder), read_json(folder / "kiban.json")
         dense = read_safetensors(folder / "3_Dense" / "model.safetensors")
         weight, bias = (dense[f"linear.{name}"].double().numpy() for name in ("weight", "bias"))
         head = LinearHead(weight=weight, bias=bias, strength=float("nan"))
-        return cls(zoo.load(folder), head, manifest["labels"], int(manifest["max_len"]), manifest["strategy"])
+        return cls(loaded, head, manifest["labels"], int(manifest["max_len"]), manifest["strategy"])
 
 
 MODULES = ("Transformer", "Pooling", "Normalize", "Dense")

@@ -23,7 +23,7 @@ from kiban.engine.probe import matrix_dtype
 from kiban.generate.few_shot import ChoicePrompt, NearestExamples
 from kiban.generate.score import score_choices
 from kiban.generate.text import CausalModel
-from kiban.weights.folder import read_json, verify_folder
+from kiban.weights.folder import read_json
 
 EMPTY = ("", "…", "N/A")  # texts without content
 
@@ -91,11 +91,10 @@ class PromptPredictor:
 
     @classmethod
     def load(cls, folder: Path) -> PromptPredictor:
-        verify_folder(folder)
-        prompt = read_json(folder / "prompt.json")
+        loaded, prompt = zoo.load(folder), read_json(folder / "prompt.json")
         examples = [(str(text), str(label)) for text, label in prompt["examples"]]
         return cls(
-            zoo.load(folder),
+            loaded,
             prompt["labels"],
             strategy=read_json(folder / "kiban.json")["strategy"],
             language=prompt["language"],
