@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from kiban.adopt.report import write_report
+from kiban.adopt.report.card import model_card
 from kiban.adopt.report.formats import Formats, plain
 from kiban.adopt.report.svg import Canvas, Labels, clip_middle, overlap, text_width
 from kiban.adopt.report.view import View
@@ -428,3 +429,33 @@ def test_plots_have_words_for_those_who_cannot_see_them(result: Result, tmp_path
     for plot in (tmp_path / "plots").glob("*.svg"):
         root = ElementTree.parse(plot).getroot()
         assert root.get("role") == "img" and len(root.get("aria-label") or "") > 20
+
+
+@pytest.mark.parametrize("lang", ["ja", "en"])
+def test_model_card_states_measured_quality_limits_and_how_to_open_it(result: Result, lang: Any) -> None:
+    import yaml
+
+    for candidate in result.candidates[:6]:
+        card = model_card(result, candidate, lang=lang)
+        _, front, body = card.split("---\n", 2)
+        facts = yaml.safe_load(front)
+        assert (facts["language"], facts["pipeline_tag"]) == (["ja"], "text-classification")
+        assert facts["license"] in ("bsd-3-clause", "mit", "apache-2.0")
+        assert (
+            candidate.macro_f1 and f"{candidate.macro_f1.value:.3f}" in body and f"{candidate.macro_f1.low:.3f}" in body
+        )
+        assert all(label in body for label in LABELS)
+        assert 'kiban.load("final")' in body and result.command in body
+        assert facts["library_name"].replace("-", "_") in body or candidate.strategy in ("zero_shot", "few_shot")
+        assert "\n\n\n" not in card and "{%" not in card
+
+
+def test_the_reason_names_candidates_as_people_do(result: Result) -> None:
+    advice = dataclasses.replace(
+        result.recommendation,
+        reason_ja="baseline は linear_head:minilm-l6 より安く済みます。",
+        reason_en="baseline is cheaper than linear_head:minilm-l6.",
+    )
+    told = dataclasses.replace(result, recommendation=advice)
+    assert View(told, "ja").reason == "「TF-IDF＋線形（基準）」は「埋め込み＋線形分類（minilm-l6）」より安く済みます。"
+    assert View(told, "en").reason == "TF-IDF baseline is cheaper than Embeddings + linear head (minilm-l6)."

@@ -9,11 +9,8 @@ from kiban.errors import FormatError
 from kiban.generate.score import common_prefix
 from kiban.inputs.tokenizer import Tokenizer
 
-CONTENT_FREE = (
-    "",
-    "…",
-    "N/A",
-)  # texts that say nothing: what a model answers to them is its bias (see score.calibrate)
+# Texts that say nothing: what a model answers to them is its bias (see score.calibrate).
+CONTENT_FREE = ("", "…", "N/A")
 ASK = {
     "ja": ("次の文章を分類してください。選択肢: {labels}", "文章: ", "分類: "),
     "en": ("Classify the text. Choose one of: {labels}", "Text: ", "Label: "),

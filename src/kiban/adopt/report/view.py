@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -65,7 +66,13 @@ class View:
     @property
     def reason(self) -> str:
         advice = self.result.recommendation
-        return advice.reason_ja if self.lang == "ja" else advice.reason_en
+        text = advice.reason_ja if self.lang == "ja" else advice.reason_en
+        # The sentence speaks of ids, as the command line does; here people read names.
+        ids = "|".join(re.escape(id) for id in sorted(self.number, key=len, reverse=True))
+        return re.sub(f" ?({ids}) ?", self._in_sentence, text) if ids else text
+
+    def _in_sentence(self, found: re.Match[str]) -> str:
+        return f"「{self.name(found[1])}」" if self.lang == "ja" else found[0].replace(found[1], self.name(found[1]))
 
     @property
     def label_more(self) -> str:
@@ -176,6 +183,7 @@ class View:
             "front": c.id in self.result.pareto,
             "f1": f.score(c.macro_f1.value if c.macro_f1 else None),
             "f1_interval": f.interval(c.macro_f1) if c.macro_f1 else "",
+            "tested_on": self.say("tested_on", rows=f.rows(c.test_rows)) if c.test_rows else "",
             "accuracy": f.score(c.accuracy.value if c.accuracy else None),
             "accuracy_interval": f.interval(c.accuracy) if c.accuracy else "",
             "p50": f.milliseconds(c.p50_ms),

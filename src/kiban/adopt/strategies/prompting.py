@@ -20,12 +20,10 @@ from kiban.adopt.strategies.base import Job, Task
 from kiban.adopt.strategies.classifier import refuse_unless_text
 from kiban.engine.decoder import DecoderPlan
 from kiban.engine.probe import matrix_dtype
-from kiban.generate.few_shot import ChoicePrompt, NearestExamples
-from kiban.generate.score import score_choices
+from kiban.generate.few_shot import CONTENT_FREE, ChoicePrompt, NearestExamples
+from kiban.generate.score import ChoiceScorer, calibrate
 from kiban.generate.text import CausalModel
 from kiban.weights.folder import read_json
-
-EMPTY = ("", "…", "N/A")  # texts without content
 
 
 class PromptPredictor:
@@ -45,37 +43,29 @@ class PromptPredictor:
     ) -> None:
         """fast: compute in bf16 where that is faster; for choosing among candidates, not for answers that are kept."""
         assert loaded.tokenizer is not None
-        self.model: CausalModel = loaded.module  # type: ignore[assignment]
+        model: CausalModel = loaded.module  # type: ignore[assignment]
         if fast and matrix_dtype() == torch.bfloat16:
-            self.model = DecoderPlan(loaded, weights="bf16")
+            model = DecoderPlan(loaded, weights="bf16")
         self.loaded, self.labels, self.strategy, self.language = loaded, tuple(labels), strategy, language
         self.examples, self.shots, self.max_text_tokens = tuple(examples), shots, max_text_tokens
         self.prompt = ChoicePrompt(loaded.tokenizer, self.labels, language, max_text_tokens)
         self.nearest = NearestExamples([text for text, _ in examples]) if examples else None
-        self.bias: NDArray[np.float64] | None = None
+        # The instructions stand at the front of every prompt and are read once, here.
+        self.score = ChoiceScorer(model, self.prompt.choices(), prefix=self.prompt.prefix())
+        # Examples calibrate by themselves; only the bare question needs what is answered to texts without content.
+        self.blank = None if examples else self.score([self.prompt.build(text) for text in CONTENT_FREE])
 
     def prompt_of(self, text: str) -> list[int]:
         """The token ids that the model is asked with; the most similar example stands last."""
         places = self.nearest.nearest(text, self.shots) if self.nearest else []
         return self.prompt.build(text, [self.examples[i] for i in reversed(places)])
 
-    def scores(self, inputs: Sequence[str]) -> NDArray[np.float64]:
-        """Log-likelihood of each label per token, (N, C)."""
-        prompts = [self.prompt_of(text) for text in inputs]
-        scores = score_choices(self.model, prompts, self.prompt.choices())
-        return np.asarray(scores.double().numpy(), dtype=np.float64)
-
     def predict(self, inputs: Sequence[Any]) -> NDArray[np.float64]:
-        """Probabilities (N, C)."""
-        if self.bias is None:
-            # With examples at hand, the empty question would be answered after unrelated ones; without them is cleaner.
-            prompts = [self.prompt.build(text) for text in EMPTY]
-            blank = score_choices(self.model, prompts, self.prompt.choices())
-            self.bias = np.asarray(blank.double().mean(0).numpy(), dtype=np.float64)
-        weight = 1.0 if self.nearest is None else 0.0  # shots calibrate by themselves
-        logits = self.scores([str(text) for text in inputs]) - weight * self.bias
-        shifted = np.exp(logits - logits.max(-1, keepdims=True))
-        return np.asarray(shifted / shifted.sum(-1, keepdims=True), dtype=np.float64)
+        """Probabilities (N, C), from the log-likelihood of each label per token."""
+        scores = self.score([self.prompt_of(str(text)) for text in inputs])
+        if self.blank is not None:
+            scores = calibrate(scores, self.blank)
+        return np.asarray(scores.double().softmax(-1).numpy(), dtype=np.float64)
 
     def save(self, folder: Path) -> None:
         """Write a folder that `AutoModelForCausalLM` opens; prompt.json says how it is asked."""
