@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kiban import zoo
+from kiban.errors import LimitError
 from kiban.families.llama import Llama, LlamaConfig
 from kiban.weights.gguf import read_gguf
 from kiban.weights.names import to_ours, to_published
@@ -90,6 +91,21 @@ def test_a_padded_row_with_a_cache_answers_as_it_does_alone(both: tuple[Llama, A
     ours(tokens[:, :15], mask=mask[:, :15], cache=cache)
     last = [ours(tokens[:, t : t + 1], mask=mask[:, : t + 1], cache=cache) for t in range(15, 20)][-1]
     assert (last[0, 0] - ours(tokens[:1, 7:])[0, -1]).abs().max() < TOLERANCE
+
+
+@torch.inference_mode()
+def test_packed_sequences_under_a_mask_of_queries_answer_as_they_do_alone(tokens: Tensor) -> None:
+    model = small().module
+    owner = torch.tensor([0] * 7 + [1] * 4 + [2] * 9)
+    packed = model(tokens[:1], mask=(owner[:, None] == owner).tril()[None])
+    alone = [model(tokens[:1, owner == i]) for i in range(3)]
+    assert (packed - torch.cat(alone, dim=1)).abs().max() < TOLERANCE
+
+
+@torch.inference_mode()
+def test_a_window_and_a_mask_of_queries_do_not_mix(tokens: Tensor) -> None:
+    with pytest.raises(LimitError, match="window"):
+        small(sliding_window=5).module(tokens, mask=torch.ones(3, 20, 20, dtype=torch.bool))
 
 
 @torch.inference_mode()

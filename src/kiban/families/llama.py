@@ -89,7 +89,8 @@ class Llama(nn.Module):
     def hidden(self, tokens: Tensor, *, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Last states after the final norm, (B, T, D).
 
-        mask: (B, past + T) bool, True where a token is real; None if all are. cache: the past, extended in place.
+        mask: (B, past + T) bool, True where a token is real, or (B, T, past + T) bool, True where a query may look; None if
+        all are real. cache: the past, extended in place.
         """
         past, length = (cache.length if cache else 0), tokens.shape[1]
         if cache is not None:

@@ -12,33 +12,8 @@ from kiban.config import Progress, silent
 from kiban.errors import ConfigError
 from kiban.generate.text import CausalModel, cache_for, check_lengths, device_of
 from kiban.inputs.batch import pad_batch
-from kiban.nn.cache import KVCache
 
 MAX_POSITIONS = 512  # whose logits over the whole vocabulary are held at once
-
-
-class BranchedCache(KVCache):
-    """The past of a cache, seen by num_branches continuations of each row, for one forward pass.
-
-    The past is stored once: a layer's copy for the branches lives only while the layer runs. Rows stand in the order
-    (row 0, branch 0), (row 0, branch 1) ...
-    """
-
-    def __init__(self, past: KVCache, num_branches: int) -> None:
-        self.keys, self.values = past.keys, past.values
-        self.length, self.max_len = past.length, past.max_len
-        self.num_branches = num_branches
-
-    def reserve(self, tokens: int) -> None:
-        """Nothing is stored, so everything fits."""
-
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """keys, values: (B * branches, Hkv, T, Dh). Returns the past and them, (B * branches, Hkv, past + T, Dh)."""
-        old = (stored[layer, :, :, : self.length] for stored in (self.keys, self.values))
-        return tuple(  # type: ignore[return-value]
-            torch.cat((past.repeat_interleave(self.num_branches, dim=0), new), dim=2)
-            for past, new in zip(old, (keys, values), strict=True)
-        )
 
 
 @torch.inference_mode()
@@ -107,11 +82,15 @@ class ChoiceScorer:
         self.model, self.prefix, self.device = model, list(prefix), device_of(model)
         self.lengths = torch.tensor([len(choice) for choice in choices], device=self.device)
         self.divisor = self.lengths if normalise == "tokens" else torch.ones_like(self.lengths)
-        ids, asked = (t.to(self.device) for t in pad_batch(choices, 0))
-        self.ids, self.asked = ids, asked  # (C, longest)
-        self.long = (self.lengths > 1).nonzero().flatten()  # choices that one step does not settle
-        width = len(self.long) * (ids.shape[1] - 1)
-        self.batch_size = max(1, min(batch_size, MAX_POSITIONS // max(1, width)))
+        self.first = torch.tensor([choice[0] for choice in choices], device=self.device)
+        # All choices stand in one row behind the prompt; each token sees those of its own choice before it. The last
+        # tokens are only predicted, never read.
+        owner = [number for number, choice in enumerate(choices) for _ in choice[1:]]
+        self.owner = torch.tensor(owner, dtype=torch.int64, device=self.device)  # (R,)
+        self.read = torch.tensor([id for choice in choices for id in choice[:-1]], device=self.device)
+        self.wanted = torch.tensor([id for choice in choices for id in choice[1:]], device=self.device)
+        self.branches = (self.owner[:, None] == self.owner).tril()  # (R, R)
+        self.batch_size = max(1, min(batch_size, MAX_POSITIONS // max(1, len(owner))))
         self.start = cache_for(model, 1, max(1, len(self.prefix)))
         if self.prefix:
             check_lengths(model, [self.prefix], 0)
@@ -134,20 +113,20 @@ class ChoiceScorer:
         """Sums of log p, (B, C). A prompt is read once and its keys are shared by the choices."""
         past = len(common_prefix([[*self.prefix, -1], *prompts])) if self.prefix else 0
         tokens, real = (t.to(self.device) for t in pad_batch([p[past:] for p in prompts], 0, side="left"))
-        known = cache_for(self.model, len(prompts), past + tokens.shape[1])
+        extra = len(self.owner)
+        known = cache_for(self.model, len(prompts), past + tokens.shape[1] + extra)
         known.keys[:, :, :, :past] = self.start.keys[:, :, :, :past]
         known.values[:, :, :, :past] = self.start.values[:, :, :, :past]
         known.length = past
         mask = torch.cat((torch.ones(len(prompts), past, dtype=torch.bool, device=self.device), real), dim=1)
         first = self.model(tokens, mask=mask, cache=known, last_only=True)[:, -1].float()  # (B, V)
-        total = first[:, self.ids[:, 0]] - first.logsumexp(-1, keepdim=True)  # (B, C)
-        branches = len(self.long)
-        if branches:
-            asked = self.asked[self.long].repeat(len(prompts), 1)[:, 1:]  # (B * branches, longest - 1)
-            ids = self.ids[self.long].repeat(len(prompts), 1)
-            whole = torch.cat((mask.repeat_interleave(branches, dim=0), asked), dim=1)
-            logits = self.model(ids[:, :-1], mask=whole, cache=BranchedCache(known, branches))
-            total[:, self.long] += _gains(logits, ids[:, 1:], asked).view(len(prompts), branches)
+        total = first[:, self.first] - first.logsumexp(-1, keepdim=True)  # (B, C)
+        if extra:
+            read = self.read.expand(len(prompts), -1)
+            seen = torch.cat((mask[:, None].expand(-1, extra, -1), self.branches.expand(len(prompts), -1, -1)), dim=2)
+            logits = self.model(read, mask=seen, cache=known).float()  # (B, R, V)
+            gained = logits.gather(-1, self.wanted.expand(len(prompts), -1)[..., None])[..., 0] - logits.logsumexp(-1)
+            total.index_add_(1, self.owner, gained)
         return total
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kiban.errors import ConfigError
+from kiban.errors import ConfigError, LimitError
 from kiban.nn.cache import KVCache
 from kiban.nn.positions import rotate
 
@@ -103,11 +103,16 @@ def causal_context(
 ) -> tuple[Tensor | None, bool, Tensor]:
     """What length new tokens behind past cached ones may look at, and their positions.
 
-    mask: (B, past + length) bool, True where a token is real; None if all are. window: how many tokens back a query
-    sees, itself included. Returns allowed and causal as `Context` has them, and positions (B or 1, length), which count
-    real tokens only, so that padding on the left changes nothing.
+    mask: (B, past + length) bool, True where a token is real; None if all are; or (B, length, past + length) bool, True
+    where a query may look, for packed sequences and trees. window: how many tokens back a query sees, itself included.
+    Returns allowed and causal as `Context` has them, and positions (B or 1, length), which count the real tokens that a
+    query sees, so that padding on the left changes nothing. Raises LimitError if a mask of queries meets a window.
     """
     total = past + length
+    if mask is not None and mask.ndim == 3:
+        if window is not None and total > window:
+            raise LimitError("mask", why=f"of {total} tokens cannot be combined with a window of {window}")
+        return mask[:, None], False, mask.sum(-1) - 1
     if mask is None or bool(mask.all()):
         mask = None
         positions = torch.arange(past, total, device=device)[None]
