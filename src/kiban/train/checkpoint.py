@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from kiban.errors import CheckpointError, KibanError, NonFiniteError
-from kiban.weights.folder import read_json, staged_folder, verify_folder, write_manifest
+from kiban.weights.folder import exclusive, read_json, staged_folder, verify_folder, write_manifest
 from kiban.weights.safetensors import read_safetensors, write_safetensors
 
 KEEP = 2
@@ -71,24 +70,9 @@ def load_newest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] |
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold a folder for one trainer; the system lets go when the process ends, however it ends.
-
-    Raises CheckpointError if another trainer holds it.
-    """
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a folder for one trainer. Raises CheckpointError if another trainer holds it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            if sys.platform == "win32":
-                import msvcrt
-
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise CheckpointError(
-                folder, why="another trainer works here", hint="wait for it, or use a new folder"
-            ) from error
+    busy = CheckpointError(folder, why="another trainer works here", hint="wait for it, or use a new folder")
+    with exclusive(folder / ".lock", error=busy):
         yield

@@ -112,7 +112,7 @@ class Trainer:
         Raises NonFiniteError after three steps in a row without a finite gradient, CheckpointError on a full disk.
         """
         start, stopped = time.perf_counter(), "steps"
-        lock = checkpoint.exclusive(self.folder) if self.folder else nullcontext()
+        lock = checkpoint.alone(self.folder) if self.folder else nullcontext()
         # The caller's random numbers are left as they were.
         with lock, torch.random.fork_rng(devices=[]), self._sigterm():
             torch.manual_seed(self.config.seed)

@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import shutil
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -92,6 +94,36 @@ def staged_folder(path: Path) -> Iterator[Path]:
         raise KibanError(path, why=f"could not be written: {error.strerror}", hint="is the disk full?") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, *, seconds: float = 0.0, error: KibanError) -> Iterator[None]:
+    """Hold a lock file, alone among all processes; the system lets go when the process ends, however it ends.
+
+    Raises error if another process still holds it after so many seconds.
+    """
+    deadline = time.monotonic() + seconds
+    with path.open("w") as file:
+        while not _try_lock(file.fileno()):
+            if time.monotonic() >= deadline:
+                raise error
+            time.sleep(0.2)
+        yield
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def sync(path: Path) -> None:
