@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -110,10 +112,23 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as a number, as YAML 1.2 does; the library follows 1.1, which wants 1.0e-3."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _parse(text: str) -> Any:
+    return _Loader(text).get_single_data()
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping. Raises ConfigError if it is anything else."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _parse(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(path, why=f"cannot be read as YAML: {error}") from error
     if not isinstance(values, dict):
@@ -128,7 +143,7 @@ def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
 
 def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
     """Apply `a.b=value` assignments (value in YAML) to a copy of values. Raises ConfigError on anything else."""
-    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(values))
+    result = copy.deepcopy(values)
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals:
@@ -141,5 +156,8 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
             node = node[parent]
         if last not in node:
             raise ConfigError(assignment, field=last, why="unknown setting", hint=did_you_mean(last, node))
-        node[last] = yaml.safe_load(text)
+        try:
+            node[last] = _parse(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(assignment, field=last, why=f"cannot be read as YAML: {error}") from error
     return result

@@ -75,6 +75,7 @@ def fit_linear_head(
     weight, biases = np.zeros((num_labels, features.shape[1])), np.full(num_labels, -1e4 if bias else 0.0)
     if len(classes) == 1:
         biases[classes[0]] = 0.0
+        weight[classes[0]] = features.mean(0)  # what decides where there are no biases
         return LinearHead(weight, biases, best[1])
     model = LogisticRegression(C=best[1], max_iter=1000, random_state=seed, fit_intercept=bias).fit(features, targets)
     coefficients, intercepts = model.coef_, model.intercept_

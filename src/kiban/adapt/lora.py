@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,26 +132,40 @@ def load_peft(loaded: zoo.Loaded, folder: Path) -> None:
     config = read_json(folder / "adapter_config.json")
     tensors = read_safetensors(folder / "adapter_model.safetensors")
     ours = {path: place for place, path in _published_places(loaded).items()}
-    wanted = {name.removeprefix("base_model.model.").split(".lora_")[0] for name in tensors if ".lora_" in name}
-    if config.get("peft_type") != "LORA" or config.get("use_dora") or wanted - set(ours):
-        raise FormatError(
-            folder, why="is not a LoRA adapter of this model", hint=", ".join(sorted(wanted - set(ours))[:3])
-        )
+    paths = {name.removeprefix("base_model.model.").split(".lora_")[0] for name in tensors if ".lora_" in name}
+    unfit = sorted(path for path in paths if not _fits(loaded, ours.get(path), tensors, path, config))
+    plain = config.get("peft_type") == "LORA" and not config.get("use_dora") and not config.get("use_rslora")
+    if not plain or unfit or not paths:
+        raise FormatError(folder, why="is not a LoRA adapter of this model", hint=", ".join(unfit[:3]))
     add_lora(
         loaded.module,
         rank=int(config["r"]),
         alpha=float(config["lora_alpha"]),
-        targets=sorted({ours[path].rpartition(".")[2] for path in wanted}),
+        targets=sorted({ours[path].rpartition(".")[2] for path in paths}),
     )
     with torch.no_grad():
-        for place, adapter in adapters(loaded.module).items():
-            path = f"base_model.model.{_published_places(loaded)[place]}"
-            if f"{path}.lora_A.weight" in tensors:
-                adapter.down.weight.copy_(tensors[f"{path}.lora_A.weight"])
-                adapter.up.weight.copy_(tensors[f"{path}.lora_B.weight"])
+        for path in paths:
+            adapter = adapters(loaded.module)[ours[path]]
+            adapter.down.weight.copy_(tensors[f"base_model.model.{path}.lora_A.weight"])
+            adapter.up.weight.copy_(tensors[f"base_model.model.{path}.lora_B.weight"])
         for name, tensor in tensors.items():
             if name.endswith("score.weight"):
                 loaded.module.get_parameter("score.weight").copy_(tensor)
+
+
+def _fits(
+    loaded: zoo.Loaded, place: str | None, tensors: Mapping[str, Tensor], path: str, config: Mapping[str, Any]
+) -> bool:
+    """Whether both matrices of a layer are there, of the rank stated and of its width."""
+    pair = [tensors.get(f"base_model.model.{path}.lora_{letter}.weight") for letter in "AB"]
+    if place is None or pair[0] is None or pair[1] is None:
+        return False
+    layer = loaded.module.get_submodule(place)
+    rank = config.get("r")
+    return isinstance(layer, nn.Linear) and (tuple(pair[0].shape), tuple(pair[1].shape)) == (
+        (rank, layer.in_features),
+        (layer.out_features, rank),
+    )
 
 
 def _published_places(loaded: zoo.Loaded) -> dict[str, str]:

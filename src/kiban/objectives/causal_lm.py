@@ -23,8 +23,9 @@ class CausalLM:
         self.module = module
 
     def _targets(self, batch: Batch) -> Tensor:
-        targets = batch.get("labels", batch["tokens"]).masked_fill(~batch["mask"], IGNORE)
-        return targets[:, 1:]  # (B, T - 1): the first token follows nothing
+        # (B, T - 1): the first real token follows nothing, wherever it stands.
+        follows = batch["mask"][:, 1:] & batch["mask"][:, :-1]
+        return batch.get("labels", batch["tokens"])[:, 1:].masked_fill(~follows, IGNORE)
 
     def count(self, batch: Batch) -> Tensor:
         """Tokens that are predicted."""
