@@ -1,0 +1,45 @@
+"""The catalogue is consistent in itself and with the families."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from kiban import zoo
+from kiban.catalogue.entries import entries, find
+from kiban.errors import ModelNotFoundError
+
+PRESETS = {
+    "minilm-l6": "minilm-l6",
+    "smollm2-135m-instruct": "smollm2-135m",
+    "qwen2.5-coder-1.5b-instruct": "qwen2.5-coder-1.5b",
+}
+
+
+@pytest.mark.parametrize("name", entries())
+def test_an_entry_is_complete_and_its_facts_have_a_source_and_a_date(name: str) -> None:
+    entry = entries()[name]
+    assert entry.family in zoo.families()
+    assert entry.reads and entry.writes and entry.languages and entry.context and entry.year
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d", entry.checked) and "PyPI" in entry.source
+    hashes = [entry.main_sha256, *(wheel.sha256 for wheel in entry.wheels)]
+    assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in hashes) and len(set(hashes)) == len(hashes)
+    assert entry.download_bytes == sum(wheel.bytes for wheel in entry.wheels) > 10**6
+    assert entry.licence != "unknown" and entry.commercial_use is not None
+    traits = zoo.families()[entry.family].traits
+    assert set(entry.reads) == traits.reads and set(entry.writes) == traits.writes
+
+
+@pytest.mark.parametrize(("name", "preset"), PRESETS.items())
+def test_parameters_are_those_of_the_architecture(name: str, preset: str) -> None:
+    assert entries()[name].parameters == zoo.create(preset, device="meta").num_parameters
+
+
+def test_every_entry_has_its_parameters_checked() -> None:
+    assert set(PRESETS) == set(entries())
+
+
+def test_an_unknown_name_is_answered_with_the_closest() -> None:
+    with pytest.raises(ModelNotFoundError, match="minilm-l6"):
+        find("minilm-16")
