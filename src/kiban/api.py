@@ -21,6 +21,7 @@ from kiban.generate.text import generate, stream
 from kiban.weights.folder import read_json
 
 Message = Mapping[str, str]
+SENTENCE_SETTINGS = "sentence_bert_config.json"  # where sentence-transformers keeps the length it was trained for
 
 
 def load(source: str | Path, *, progress: Progress = silent) -> Model:
@@ -32,7 +33,7 @@ def load(source: str | Path, *, progress: Progress = silent) -> Model:
     if (path / "final" / "kiban.json").is_file():
         path = path / "final"
     manifest = read_json(path / "kiban.json") if (path / "kiban.json").is_file() else {}
-    if "strategy" in manifest:
+    if manifest.get("strategy"):
         predictor = load_predictor(path)
         return Model(getattr(predictor, "loaded", None), predictor=predictor, labels=predictor.labels)
     loaded = zoo.load(source, progress=progress)
@@ -115,10 +116,7 @@ class Model:
         """Sentence embeddings of length 1, (N, D)."""
         loaded = self._need("embed")
         if self._plan is None:
-            from kiban.catalogue.entries import entries
-
-            entry = entries().get(loaded.source)
-            self._plan = EncoderPlan(loaded, max_len=entry.context if entry else None)
+            self._plan = EncoderPlan(loaded, max_len=_sentence_length(loaded))
         return np.asarray(self._plan.embed(list(texts)), dtype=np.float32)
 
     @torch.inference_mode()
@@ -158,3 +156,11 @@ class Model:
         else:
             assert self.loaded is not None
             zoo.save(self.loaded, Path(folder))
+
+
+def _sentence_length(loaded: zoo.Loaded) -> int | None:
+    """The tokens after which an encoder of sentences cuts a text; None for all that the model takes."""
+    if loaded.path is None or not (loaded.path / SENTENCE_SETTINGS).is_file():
+        return None
+    longest = read_json(loaded.path / SENTENCE_SETTINGS).get("max_seq_length")
+    return longest if isinstance(longest, int) else None

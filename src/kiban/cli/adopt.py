@@ -10,6 +10,7 @@ import typer
 
 from kiban.cli.console import Console, current
 from kiban.cli.sizes import as_bytes, as_seconds
+from kiban.config import override, read_yaml
 from kiban.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,6 +64,12 @@ def adopt_command(
     strategies: Annotated[str | None, typer.Option(help="ways to try, with commas; default: all")] = None,
     out: Annotated[Path | None, typer.Option(help="run folder; default: a new one under runs/")] = None,
     resume: Annotated[Path | None, typer.Option(help="continue an interrupted run")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="take all settings from the config.yaml of a run; change some with --set")
+    ] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="name=value of config.yaml; may be given several times")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="look at the data and list the candidates, nothing more")
     ] = False,
@@ -82,9 +89,17 @@ def adopt_command(
       kiban adopt reviews.parquet --strategies baseline,linear_head --lang en
 
       kiban adopt --resume runs/adopt-tickets-20260401-093000
+
+      kiban adopt --config runs/adopt-tickets-20260401-093000/config.yaml --set seed=1
     """
     console = current(lang)
     settings: dict[str, Any] = {
+        "source": None if table is None else str(table),
+        "text": text,
+        "label": label,
+        "require": require,
+        "seconds": as_seconds(time, "--time"),
+        "steps": steps,
         "max_memory": as_bytes(max_memory, "--max-memory") if max_memory else None,
         "models": _names(models),
         "strategies": _names(strategies),
@@ -94,37 +109,30 @@ def adopt_command(
         "yen_per_hour": yen_per_hour,
         "yen_per_usd": yen_per_usd,
     }
-    if on_bad_row not in ("stop", "skip"):
-        raise ConfigError("--on-bad-row", field=on_bad_row, why="unknown choice", hint="stop or skip")
-    if resume is None and table is None:
+    if config is not None:
+        settings |= read_yaml(config)
+        settings.pop("source_sha256", None)
+    settings = override(settings, changes or ())
+    if settings["on_bad_row"] not in ("stop", "skip"):
+        raise ConfigError("--on-bad-row", field=settings["on_bad_row"], why="unknown choice", hint="stop or skip")
+    source = settings.pop("source")
+    if resume is None and source is None:
         raise ConfigError("kiban adopt", why="no table given", hint="kiban adopt TABLE --text COLUMN --label COLUMN")
     from kiban.adopt import job
     from kiban.adopt.folder import new_folder
 
     if dry_run:
-        assert table is not None
         with console.progress() as progress:
-            seen = job.preview(table, text=text, label=label, require=require, progress=progress, **settings)
+            seen = job.preview(source, progress=progress, **settings)
         _show_look(console, seen, as_json)
         return
-    folder = resume or out or new_folder(Path(str(table)).stem)
+    folder = resume or out or new_folder(Path(str(source)).stem)
     try:
         with console.progress() as progress:
             if resume:
                 run = job.resume(resume, progress=progress, log=console.note)
             else:
-                run = job.adopt(
-                    table,
-                    text=text,
-                    label=label,
-                    require=require,
-                    seconds=as_seconds(time, "--time"),
-                    steps=steps,
-                    out=folder,
-                    progress=progress,
-                    log=console.note,
-                    **settings,
-                )
+                run = job.adopt(source, out=folder, progress=progress, log=console.note, **settings)
     except KeyboardInterrupt:
         console.note(WORDS["resume"][console.lang].format(folder=folder))
         raise

@@ -14,7 +14,7 @@ from kiban.cli.sizes import as_bytes, shown
 if TYPE_CHECKING:
     from kiban.catalogue.entries import Entry
 
-models_app = typer.Typer(help="The catalogue: list, show and pull models.", rich_markup_mode=None)
+models_app = typer.Typer(rich_markup_mode=None)
 HEADERS = {
     "ja": ("名前", "系列", "入力→出力", "言語", "パラメータ", "メモリ", "取得", "ライセンス", "手元"),
     "en": ("name", "family", "reads→writes", "languages", "parameters", "memory", "download", "licence", "here"),
@@ -34,7 +34,7 @@ def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     lang: Lang = None,
 ) -> None:
-    """List what can be loaded by name.
+    """The catalogue: list what can be loaded by name, show all about a model, pull its weights.
 
     Examples:
 

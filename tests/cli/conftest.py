@@ -1,0 +1,54 @@
+"""The command as a function: what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "data"
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command printed, and its exit code."""
+
+    out: str
+    err: str
+    code: int
+
+
+@pytest.fixture
+def kiban(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
+    from kiban.cli.main import main
+
+    monkeypatch.delenv("KIBAN_DEBUG", raising=False)
+    for name in ("LC_ALL", "LC_MESSAGES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LANG", "en_US.UTF-8")
+
+    def run(*arguments: str) -> Said:
+        with pytest.raises(SystemExit) as caught:
+            main(list(arguments))
+        said = capsys.readouterr()
+        code = caught.value.code
+        return Said(said.out, said.err, code if isinstance(code, int) else 0 if code is None else 1)
+
+    return run
+
+
+@pytest.fixture
+def small_table(tmp_path: Path) -> Path:
+    """120 rows of three classes, in Japanese."""
+    with (EXAMPLES / "debian-ja.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    kept = [row for label in ("ゲーム", "画像", "ライブラリ") for row in [r for r in rows if r["区分"] == label][:40]]
+    path = tmp_path / "問い合わせ.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["本文", "区分"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(kept)
+    return path

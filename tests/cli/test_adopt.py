@@ -1,0 +1,118 @@
+"""`kiban adopt` as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "TABLE"),
+        (["TABLE", "--text", "本分"], "did you mean '本文'"),
+        (["TABLE", "--require", "p59<3s"], "p95"),
+        (["TABLE", "--on-bad-row", "mend"], "stop or skip"),
+        (["TABLE", "--time", "soon"], "--time"),
+        (["TABLE", "--strategies", "baselin"], "baseline"),
+        (["TABLE", "--models", "minilm-16"], "minilm-l6"),
+        (["nowhere.csv"], "no such file"),
+        (["--resume", "nowhere"], "run folder"),
+        (["TABLE", "--set", "sead=1"], "seed"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_before_any_work(
+    kiban: Callable,  # type: ignore[type-arg]
+    small_table: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = kiban("adopt", *(str(small_table) if a == "TABLE" else a for a in arguments), "--lang", "en")
+    assert said.code == 1 and told in said.err and said.err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_shows_data_and_candidates_and_writes_nothing(
+    kiban: Callable,  # type: ignore[type-arg]
+    small_table: Path,
+    tmp_path: Path,
+    tiny_bert_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ("adopt", str(small_table), "--dry-run", "--models", str(tiny_bert_folder))
+    before = sorted(tmp_path.rglob("*"))
+    assert "120 rows, 3 classes, language ja" in kiban(*command).out
+    assert "120 行、3 クラス、言語 ja" in kiban(*command, "--lang", "ja").out
+    told = json.loads(kiban(*command, "--json").out)
+    assert told["candidates"] == ["baseline", "linear_head:model", "finetune_encoder:model"]
+    assert sum(told["splits"][part] for part in ("train", "validation", "test")) == 120
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_ends_with_a_decision_and_repeats_from_its_own_config(
+    kiban: Callable,  # type: ignore[type-arg]
+    small_table: Path,
+    tmp_path: Path,
+    tiny_bert_folder: Path,
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    command = [
+        "adopt",
+        str(small_table),
+        "--text",
+        "本文",
+        "--label",
+        "区分",
+        "--steps",
+        "4",
+        "--strategies",
+        "linear_head",
+    ]
+    said = kiban(*command, "--models", str(tiny_bert_folder), "--out", str(first), "--lang", "ja")
+    assert said.code == 0, said.err
+    assert "★" in said.out and str(first / "report.html") in said.out and "macro-F1" in said.out
+    assert (first / "report.html").exists() and (first / "final" / "README.md").exists()
+    assert "rung" in said.err
+    again = kiban("adopt", "--resume", str(first), "--json")
+    assert again.code == 0 and json.loads(again.out)["source"] == "問い合わせ.csv" and "\\u" not in again.out
+    repeated = kiban("adopt", "--config", str(first / "config.yaml"), "--out", str(second), "--json")
+    assert repeated.code == 0, repeated.err
+    scores = [
+        {c["id"]: (c["macro_f1"]["value"], c["confusion"]) for c in json.loads(text)["candidates"]}
+        for text in (again.out, repeated.out)
+    ]
+    assert scores[0] == scores[1] and len(scores[0]) == 2
+    refused = kiban(*command, "--out", str(first))
+    assert refused.code == 1 and "--resume" in refused.err
+    classified = kiban("run", str(first), "画像を表示するプログラム", "--json")
+    assert set(json.loads(classified.out)) == {"ゲーム", "画像", "ライブラリ"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_an_interrupt_says_how_to_go_on(small_table: Path, tmp_path: Path, tiny_bert_folder: Path) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "kiban", "adopt", str(small_table), "--steps", "20000", "--out", str(folder)]
+    command += ["--strategies", "finetune_encoder", "--models", str(tiny_bert_folder), "--lang", "en"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not (folder / "plan.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == 130, errors
+    assert f"kiban adopt --resume {folder}" in errors and "Traceback" not in errors
