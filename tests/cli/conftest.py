@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "data"
 
@@ -19,6 +20,35 @@ class Said:
     out: str
     err: str
     code: int
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """For this process and those it starts: more threads only wait for each other on models this small."""
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_folder(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama with a chat template and the tokenizer of the tiny BERT."""
+    from kiban import zoo
+    from kiban.families.llama import Llama, LlamaConfig
+
+    tokenizer = zoo.load(tiny_bert_folder).tokenizer
+    assert tokenizer is not None
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    config = LlamaConfig(
+        vocab_size=tokenizer.vocab_size, num_layers=2, dim=32, num_heads=4, num_kv_heads=2, ffn_dim=64, max_seq_len=96
+    )
+    module = zoo.initialise(Llama(config), torch.Generator().manual_seed(0))
+    folder = tmp_path_factory.mktemp("tiny-llama") / "model"
+    zoo.save(zoo.Loaded(zoo.families()["llama"], config, module, tokenizer, None, (), "x", None), folder)
+    return folder
 
 
 @pytest.fixture
@@ -42,7 +72,7 @@ def kiban(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def small_table(tmp_path: Path) -> Path:
-    """120 rows of three classes, in Japanese."""
+    """120 short rows of three classes, in Japanese."""
     with (EXAMPLES / "debian-ja.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     kept = [row for label in ("ゲーム", "画像", "ライブラリ") for row in [r for r in rows if r["区分"] == label][:40]]
@@ -50,5 +80,5 @@ def small_table(tmp_path: Path) -> Path:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ["本文", "区分"], extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(kept)
+        writer.writerows({**row, "本文": row["本文"][:24]} for row in kept)
     return path

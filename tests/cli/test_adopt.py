@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,8 +11,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from kiban.adopt.folder import Settings
+from kiban.cli.adopt import KINDS
+from kiban.config import write_yaml
+from kiban.errors import KibanError
 
 
 @pytest.mark.parametrize(
@@ -27,6 +34,14 @@ import pytest
         (["nowhere.csv"], "no such file"),
         (["--resume", "nowhere"], "run folder"),
         (["TABLE", "--set", "sead=1"], "seed"),
+        (["TABLE", "--set", "seed=often"], "'seed': 'often'"),
+        (["TABLE", "--set", "seed=-1"], "4294967295"),
+        (["TABLE", "--set", "seconds=20m"], "'seconds': '20m'"),
+        (["TABLE", "--set", "on_bad_row=mend"], "stop or skip"),
+        (["TABLE", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["TABLE", "--resume", "run"], "table"),
+        (["--resume", "run", "--seed", "1"], "seed"),
+        (["--resume", "run", "--dry-run"], "dry_run"),
     ],
 )
 def test_a_mistake_is_told_in_one_line_before_any_work(
@@ -61,13 +76,45 @@ def test_a_dry_run_shows_data_and_candidates_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_run_ends_with_a_decision_and_repeats_from_its_own_config(
+def test_every_setting_of_a_run_can_be_set_and_is_checked() -> None:
+    assert set(KINDS) | {"source_sha256"} == {field.name for field in dataclasses.fields(Settings)}
+
+
+def test_a_config_gives_what_no_option_gives(
+    kiban: Callable,  # type: ignore[type-arg]
+    small_table: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def note(source: Any, **settings: Any) -> None:
+        seen.clear()
+        seen.update(settings, source=source)
+        raise KibanError("seen")
+
+    monkeypatch.setattr("kiban.adopt.job.adopt", note)
+    config = tmp_path / "config.yaml"
+    values = {"source": "other.csv", "source_sha256": "0", "text": "本文", "steps": 4, "seed": 7, "models": ["a", "b"]}
+    write_yaml(config, values)
+    kiban("adopt", "--config", str(config))
+    assert (seen["source"], seen["text"], seen["steps"], seen["seed"]) == ("other.csv", "本文", 4, 7)
+    assert seen["models"] == ["a", "b"] and seen["label"] is None and seen["yen_per_hour"] == 15.0
+    kiban("adopt", str(small_table), "--config", str(config), "--seed", "0", "--set", "yen_per_hour=1e-3")
+    assert (seen["source"], seen["seed"], seen["yen_per_hour"], seen["steps"]) == (str(small_table), 0, 1e-3, 4)
+    kiban("adopt", "--config", str(config), "--time", "2m")
+    assert (seen["seconds"], seen["steps"]) == (120, None)
+    write_yaml(config, {"source": "x.csv", "sead": 1})
+    assert "did you mean 'seed'" in kiban("adopt", "--config", str(config)).err
+
+
+def test_a_run_ends_with_a_decision_and_resumes_at_once(
     kiban: Callable,  # type: ignore[type-arg]
     small_table: Path,
     tmp_path: Path,
     tiny_bert_folder: Path,
 ) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
+    first = tmp_path / "first"
     command = [
         "adopt",
         str(small_table),
@@ -87,22 +134,34 @@ def test_a_run_ends_with_a_decision_and_repeats_from_its_own_config(
     assert "rung" in said.err
     again = kiban("adopt", "--resume", str(first), "--json")
     assert again.code == 0 and json.loads(again.out)["source"] == "問い合わせ.csv" and "\\u" not in again.out
-    repeated = kiban("adopt", "--config", str(first / "config.yaml"), "--out", str(second), "--json")
-    assert repeated.code == 0, repeated.err
-    scores = [
-        {c["id"]: (c["macro_f1"]["value"], c["confusion"]) for c in json.loads(text)["candidates"]}
-        for text in (again.out, repeated.out)
-    ]
-    assert scores[0] == scores[1] and len(scores[0]) == 2
     refused = kiban(*command, "--out", str(first))
     assert refused.code == 1 and "--resume" in refused.err
     classified = kiban("run", str(first), "画像を表示するプログラム", "--json")
     assert set(json.loads(classified.out)) == {"ゲーム", "画像", "ライブラリ"}
 
 
+@pytest.mark.slow
+def test_a_run_repeats_exactly_from_its_own_config(
+    kiban: Callable,  # type: ignore[type-arg]
+    small_table: Path,
+    tmp_path: Path,
+    tiny_bert_folder: Path,
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    command = ("adopt", str(small_table), "--steps", "4", "--strategies", "linear_head", "--out", str(first), "--json")
+    once = kiban(*command, "--models", str(tiny_bert_folder))
+    again = kiban("adopt", "--config", str(first / "config.yaml"), "--out", str(second), "--json")
+    assert (once.code, again.code) == (0, 0), again.err
+    scores = [
+        {c["id"]: (c["macro_f1"]["value"], c["confusion"]) for c in json.loads(text)["candidates"]}
+        for text in (once.out, again.out)
+    ]
+    assert scores[0] == scores[1] and len(scores[0]) == 2
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_an_interrupt_says_how_to_go_on(small_table: Path, tmp_path: Path, tiny_bert_folder: Path) -> None:
-    folder = tmp_path / "run"
+    folder = tmp_path / "my run"
     command = [sys.executable, "-m", "kiban", "adopt", str(small_table), "--steps", "20000", "--out", str(folder)]
     command += ["--strategies", "finetune_encoder", "--models", str(tiny_bert_folder), "--lang", "en"]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -115,4 +174,4 @@ def test_an_interrupt_says_how_to_go_on(small_table: Path, tmp_path: Path, tiny_
     finally:
         child.kill()
     assert child.returncode == 130, errors
-    assert f"kiban adopt --resume {folder}" in errors and "Traceback" not in errors
+    assert f"kiban adopt --resume '{folder}'" in errors and "Traceback" not in errors

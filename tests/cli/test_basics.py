@@ -62,6 +62,34 @@ def test_an_error_is_one_line_and_debug_shows_where(kiban: Callable, monkeypatch
     monkeypatch.delenv("KIBAN_DEBUG", raising=False)
 
 
+def test_starting_takes_little(capsys: pytest.CaptureFixture[str]) -> None:
+    """Only imports are held to (above); the time depends on the machine and is printed."""
+    code = "import time; from kiban.cli.main import app; print(time.process_time())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    print(f"CPU seconds of a start: {float(done.stdout):.2f}")
+
+
+@pytest.mark.parametrize("verb", ["adopt", "run", "models"])
+def test_the_help_of_a_verb_shows_examples(kiban: Callable, verb: str) -> None:  # type: ignore[type-arg]
+    said = kiban(verb, "--help")
+    assert said.code == 0 and "Examples:" in said.out and f"kiban {verb} " in said.out.split("Examples:")[1]
+
+
+def test_what_is_piped_is_utf8_whatever_the_console_speaks() -> None:
+    command = [sys.executable, "-m", "kiban", "models", "--lang", "ja"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "系列" in done.stdout.decode("utf-8") and "→" in done.stdout.decode("utf-8")
+
+
+@pytest.mark.weights
+def test_a_model_that_is_there_is_pulled_at_once(kiban: Callable, minilm_folder: Path) -> None:  # type: ignore[type-arg]
+    said = kiban("models", "pull", "minilm-l6")
+    assert said.code == 0 and Path(said.out.strip()) == minilm_folder
+    assert "minilm-l6" in kiban("models", "pull", "minilm-16").err
+
+
 def test_wrong_usage_ends_with_2(kiban: Callable) -> None:  # type: ignore[type-arg]
     assert kiban("adopt", "x.csv", "--no-such-option").code == 2
     assert kiban("frobnicate").code == 2
@@ -77,6 +105,7 @@ def test_the_catalogue_is_listed_filtered_and_given_as_json(kiban: Callable) -> 
         (["--max-memory", "1GB"], {"minilm-l6", "smollm2-135m-instruct"}),
         (["--family", "bert"], {"minilm-l6"}),
         (["--reads", "image"], set()),
+        (["--commercial", "--family", "llama"], {"smollm2-135m-instruct", "qwen2.5-coder-1.5b-instruct"}),
     ):
         assert {entry["name"] for entry in json.loads(kiban("models", "--json", *filters).out)} == left, filters
 

@@ -62,14 +62,11 @@ def test_a_classifier_classifies_from_standard_input(
 
 
 @pytest.mark.weights
-def test_a_chat_model_answers_and_can_be_made_to_continue(kiban: Callable, smollm2_gguf: Path) -> None:  # type: ignore[type-arg]
+def test_a_chat_model_answers(kiban: Callable, smollm2_gguf: Path) -> None:  # type: ignore[type-arg]
     question = ("run", str(smollm2_gguf), "What is the capital of France?", "--max-new-tokens", "16")
-    assert "Paris" in kiban(*question).out
-    assert "Paris" in json.loads(kiban(*question, "--json").out)["text"]
-    prompt = ("run", str(smollm2_gguf), "The capital of France is", "--task", "generate", "--max-new-tokens", "6")
-    assert "Paris" in kiban(*prompt).out
     short = kiban(*question, "--stop", "Paris").out
     assert "Paris" not in short and len(short) > 5
+    assert "Paris" in json.loads(kiban(*question, "--json").out)["text"]
 
 
 @pytest.mark.parametrize(
@@ -99,15 +96,44 @@ def test_no_text_and_no_model_are_told(
     assert "smollm2-135m-instruct" in kiban("run", "smolm2-135m-instruct", "hi").err
 
 
-@pytest.mark.weights
 @pytest.mark.parametrize(
-    ("option", "value"), [("--temperature", "-1"), ("--top-p", "0"), ("--max-new-tokens", "0"), ("--top-k", "-3")]
+    ("option", "value"),
+    [
+        ("--temperature", "-1"),
+        ("--temperature", "nan"),
+        ("--top-p", "0"),
+        ("--max-new-tokens", "0"),
+        ("--top-k", "-3"),
+        ("--min-p", "2"),
+        ("--repetition-penalty", "0"),
+        ("--stop", ""),
+    ],
 )
-def test_impossible_controls_name_themselves(
+def test_impossible_controls_name_themselves_before_a_model_is_opened(
     kiban: Callable,  # type: ignore[type-arg]
-    smollm2_gguf: Path,
     option: str,
     value: str,
 ) -> None:
-    said = kiban("run", str(smollm2_gguf), "hi", option, value)
-    assert said.code == 1 and option[2:].replace("-", "_") in said.err
+    said = kiban("run", "no-such-model", "hi", option, value)
+    assert said.code == 1 and option[2:].replace("-", "_") in said.err and said.err.count("\n") == 1
+
+
+def test_a_decoder_chats_or_continues(kiban: Callable, tiny_llama_folder: Path) -> None:  # type: ignore[type-arg]
+    command = ("run", str(tiny_llama_folder), "画像を表示する", "--max-new-tokens", "12")
+    chat, text = kiban(*command), kiban(*command, "--task", "generate")
+    assert chat.code == text.code == 0 and chat.out != text.out and len(text.out) > 5
+    assert json.loads(kiban(*command, "--task", "generate", "--json").out)["text"] + "\n" == text.out
+    sampled = [kiban(*command, "--temperature", "1", "--seed", seed).out for seed in ("1", "1", "2")]
+    assert sampled[0] == sampled[1] != sampled[2]
+    long = kiban(*command[:3], "--max-new-tokens", "500")
+    assert long.code == 1 and "500" in long.err and "96" in long.err
+
+
+def test_text_that_is_not_in_the_terminals_encoding_is_told(
+    kiban: Callable,  # type: ignore[type-arg]
+    tiny_bert_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("画像".encode("cp932")), encoding="utf-8"))
+    said = kiban("run", str(tiny_bert_folder))
+    assert said.code == 1 and "standard input, byte 0" in said.err and said.err.count("\n") == 1

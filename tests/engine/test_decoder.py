@@ -123,17 +123,28 @@ def test_what_cannot_be_planned_is_told(tokens: Tensor, tiny_bert_folder: Path) 
         plan(tokens, cache=plan.make_cache(3, 19))
 
 
-@pytest.mark.weights
-@torch.inference_mode()
-@pytest.mark.parametrize(("weights", "kl", "top1"), [("fp32", 1e-6, 0.999), ("bf16", 5e-3, 0.92), ("int4", 2e-2, 0.9)])
-def test_formats_are_as_faithful_as_we_say_on_real_text(
-    smollm2_gguf: Path, weights: Any, kl: float, top1: float
-) -> None:
+@pytest.fixture(scope="module")
+def real(smollm2_gguf: Path) -> tuple[zoo.Loaded, Tensor, Tensor]:
+    """SmolLM2, the tokens of a real text, and its log-probabilities (T, V)."""
     loaded = zoo.load(smollm2_gguf)
     assert loaded.tokenizer is not None
     text = (Path(__file__).parents[2] / "examples" / "data" / "debian-en.csv").read_text(encoding="utf-8")
-    ids = torch.tensor([loaded.tokenizer.encode(text[:3000], add_special=False)[:256]])
-    p = loaded.module(ids)[0].log_softmax(-1)
+    ids = torch.tensor([loaded.tokenizer.encode(text[:3000], add_special=False)[:128]])
+    with torch.inference_mode():
+        return loaded, ids, loaded.module(ids)[0].log_softmax(-1)
+
+
+@pytest.mark.weights
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("weights", "kl", "top1"),
+    [("fp32", 1e-6, 0.99), ("bf16", 5e-3, 0.92), ("int8", 1e-2, 0.92), ("int4", 2e-2, 0.9)],
+)
+def test_formats_are_as_faithful_as_we_say_on_real_text(
+    real: tuple[zoo.Loaded, Tensor, Tensor], weights: Any, kl: float, top1: float
+) -> None:
+    loaded, ids, p = real
     q = DecoderPlan(loaded, weights=weights, copy=False)(ids)[0].log_softmax(-1)
-    assert float((p.exp() * (p - q)).sum(-1).mean()) < kl
-    assert float((p.argmax(-1) == q.argmax(-1)).float().mean()) >= top1
+    found = float((p.exp() * (p - q)).sum(-1).mean()), float((p.argmax(-1) == q.argmax(-1)).float().mean())
+    print(f"{weights}: KL {found[0]:.2e}, same first choice {found[1]:.3f}")
+    assert found[0] < kl and found[1] >= top1

@@ -77,9 +77,21 @@ def test_texts_are_cut_and_ids_are_not(tiny_bert_folder: Path) -> None:
     assert plan.embed([]).shape == (0, 32)
 
 
+@torch.inference_mode()
+def test_rows_of_one_token_and_of_all_that_the_model_takes_equal_the_models(tiny_bert_folder: Path) -> None:
+    loaded, generator = loaded_with_weights(tiny_bert_folder), torch.Generator().manual_seed(2)
+    rows = [torch.randint(5, 1000, (n,), generator=generator).tolist() for n in (128, 1, 7, 128, 1, 127, 2)]
+    found = EncoderPlan(loaded).embed_ids(rows, normalise=False)
+    for row, vector in zip(rows, found, strict=True):
+        assert (loaded.module(torch.tensor([row]))[0].mean(0) - vector).abs().max() < 1e-5
+
+
 def test_what_is_no_encoder_or_has_no_head_is_told(tiny_bert_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="no tokenizer"):
+        EncoderPlan(zoo.create("bert-tiny", generator=torch.Generator().manual_seed(0)))
     with pytest.raises(ConfigError, match="head"):
         EncoderPlan(zoo.load(tiny_bert_folder)).classify(["a"])
     decoder = zoo.create("llama-tiny", generator=torch.Generator().manual_seed(0))
+    decoder.tokenizer = zoo.load(tiny_bert_folder).tokenizer
     with pytest.raises(ConfigError, match="encoder"):
         EncoderPlan(decoder)

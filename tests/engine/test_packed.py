@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -64,6 +69,13 @@ def test_the_codes_of_a_file_are_found_again_exactly(number: int) -> None:
     assert all(torch.equal(a, b) or torch.equal(a, 15 - b) for a, b in zip(codes.view(64, 32), stored, strict=True))
 
 
+def test_a_large_matrix_is_quantised_as_its_rows_are() -> None:
+    weight = random(600, 64)
+    alone = [quantise4(row[None]) for row in weight]
+    for whole, parts in zip(quantise4(weight), zip(*alone, strict=True), strict=True):
+        assert torch.equal(whole, torch.cat(parts))
+
+
 def test_constant_groups_survive() -> None:
     weight = torch.zeros(16, 64)
     weight[3] = 0.25
@@ -87,6 +99,30 @@ def test_reordered_weights_give_the_plain_product(
     assert (layer(parts[2], plus=parts[3]).float() - plain - plus).abs().max() < tolerance
     gelu = Reordered(parts[0], parts[1], gelu=True)(parts[2]).float()
     assert (gelu - torch.nn.functional.gelu(plain)).abs().max() < tolerance
+
+
+def test_a_processor_without_bf16_instructions_is_served(tiny_bert_folder: Path) -> None:
+    """oneDNN refuses to lay out bf16 weights there; here its view of the processor is narrowed."""
+    code = f"""
+import torch
+from pathlib import Path
+from kiban import zoo
+from kiban.engine import reordered
+from kiban.engine.encoder import EncoderPlan
+print(reordered.available(torch.zeros(1, dtype=torch.bfloat16)))
+plan = EncoderPlan(zoo.load(Path({str(tiny_bert_folder)!r})), dtype=torch.bfloat16)
+print(plan.embed(["画像"]).norm().item())
+"""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    usable, size = done.stdout.split()
+    assert usable in ("False", "True") and float(size) == pytest.approx(1.0, abs=0.01), done.stderr
+
+
+def test_measuring_leaves_the_global_randomness_alone() -> None:
+    before = torch.get_rng_state()
+    rows_for_kernel(Int8(random(64, 64), few_rows=1))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_probes_answer_with_something_usable() -> None:

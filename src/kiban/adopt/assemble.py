@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiban.adopt.decide import decide
+from kiban.adopt.laps import Lap
 from kiban.adopt.measure import Measured
-from kiban.adopt.race import Lap, Race
+from kiban.adopt.race import Race
 from kiban.adopt.result import (
     CandidateResult,
     Check,
@@ -141,9 +142,10 @@ def _check(requirement: Requirement, candidate: CandidateResult) -> Check:
 
 
 def _why_stopped(race: Race, lap: Lap) -> str:
-    """Codes for the report: the score, the rows it learned from, and the best score of the rung."""
-    best = max(race.score(other) for other in race.laps.values() if other.rung == lap.rung and not other.failed)
-    return f"macro_f1={race.score(lap):.3f} best={best:.3f} rung={lap.rung + 1} rows={race.rungs[lap.rung]}"
+    """Codes for the report: the score, the rows it learned from, and the best score, on the rows that decided."""
+    rows = race.common_rows(lap.rung)
+    best = max(race.score(other, rows) for other in race.laps.values() if other.rung == lap.rung and not other.failed)
+    return f"macro_f1={race.score(lap, rows):.3f} best={best:.3f} rung={lap.rung + 1} rows={race.rungs[lap.rung]}"
 
 
 def _mistakes(look: Look, probabilities: NDArray[np.float64], truth: NDArray[np.int64]) -> tuple[Mistake, ...]:
@@ -216,7 +218,7 @@ def _label_more(
         right_a, right_b = left[:rows] == truth, right[:rows] == truth
         needed = rows_needed(int((right_a & ~right_b).sum()), int((~right_a & right_b).sum()), rows)
         more = None if needed is None else max(0, needed - rows) / share
-        result[frozenset((a, b))] = None if more is None or more > 50_000 else _two_digits(more)
+        result[frozenset((a, b))] = _two_digits(more) if more and more <= 50_000 else None
     return result
 
 

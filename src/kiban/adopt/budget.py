@@ -10,6 +10,7 @@ from kiban.adopt.measure import MAX_SINGLE, MAX_SINGLE_SECONDS
 from kiban.errors import BudgetError
 
 SHARES = (0.25, 0.3, 0.5)  # of the time that is left, for each rung; the rest goes to measuring on the test rows
+PLAN_SHARE = 0.4  # of the whole time, at most, for finding out what candidates cost
 MIN_ROWS = 48  # fewer validation or test rows tell nothing
 MIN_STEPS = 4
 ENOUGH_ROWS = 100  # of validation rows, for candidates that are slow to answer
@@ -28,6 +29,8 @@ class Budget:
     def __post_init__(self) -> None:
         if (self.seconds is None) == (self.steps is None):
             raise BudgetError("budget", why="give either a time or a number of steps")
+        if (self.seconds is not None and not self.seconds > 0) or (self.steps is not None and self.steps < 1):
+            raise BudgetError("budget", why="must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +49,19 @@ class Allowance(NamedTuple):
     rows: int
 
 
-def share(pool: float, wanted: Mapping[str, float]) -> dict[str, float]:
-    """Share a pool of seconds evenly; what a cheap candidate leaves goes to the dearer ones."""
-    grants: dict[str, float] = {}
-    for number, (id, wish) in enumerate(sorted(wanted.items(), key=lambda item: item[1])):
-        grants[id] = min(wish, max(0.0, pool) / (len(wanted) - number))
-        pool -= grants[id]
-    return grants
+def share(pool: float, wanted: Mapping[str, float], least: Mapping[str, float]) -> dict[str, float]:
+    """Share a pool of seconds evenly between least and wanted; what a cheap candidate leaves goes to the dearer ones.
+
+    The sum is not above the pool, unless what all need at least is.
+    """
+    if sum(wanted.values()) <= pool:
+        return dict(wanted)
+    low, high = 0.0, max(wanted.values(), default=0.0)
+    for _ in range(60):  # bisection of the level that candidates are filled to
+        level = (low + high) / 2
+        fits = sum(min(wanted[id], max(least[id], level)) for id in wanted) <= pool
+        low, high = (level, high) if fits else (low, level)
+    return {id: min(wanted[id], max(least[id], low)) for id in wanted}
 
 
 def allowances(
@@ -64,23 +73,30 @@ def allowances(
         for id, cost in costs.items()
     }
     wanted = {id: cost.start + steps[id] * cost.step + rows[id] * cost.row for id, cost in costs.items()}
+    few = {id: Allowance(min(MIN_STEPS, steps[id]), min(MIN_ROWS, rows[id])) for id in costs}
+    least = {id: cost.start + few[id].steps * cost.step + few[id].rows * cost.row for id, cost in costs.items()}
+    grants = share(pool, wanted, least)
     result = {}
-    for id, grant in share(pool, wanted).items():
-        cost, looking = costs[id], LOOKING_SHARE * grant if steps[id] else grant - costs[id].start
-        if grant < wanted[id] and rows[id] * cost.row > looking:
-            rows[id] = min(rows[id], max(MIN_ROWS, int(looking / cost.row)))
-        rest = grant - cost.start - rows[id] * cost.row
-        taken = max(MIN_STEPS, int(rest / cost.step)) if cost.step else steps[id]
-        result[id] = Allowance(min(steps[id], taken), rows[id])
-    return {id: result[id] for id in costs}
+    for id, cost in costs.items():
+        result[id] = Allowance(steps[id], rows[id])
+        if grants[id] < wanted[id]:
+            rest = grants[id] - cost.start - few[id].steps * cost.step
+            looking = min(rest, LOOKING_SHARE * grants[id]) if steps[id] else rest
+            seen = max(few[id].rows, min(rows[id], int(looking / cost.row))) if cost.row else rows[id]
+            rest = grants[id] - cost.start - seen * cost.row
+            taken = max(few[id].steps, min(steps[id], int(rest / cost.step))) if cost.step else steps[id]
+            result[id] = Allowance(taken, seen)
+    return result
 
 
 def test_rows(costs: Mapping[str, Cost], available: int, seconds: float) -> dict[str, int]:
     """How many of the available test rows each candidate can answer in the time that is left; the quick ones all."""
     around = sum(PROCESS_SECONDS + c.start + min(MAX_SINGLE_SECONDS, MAX_SINGLE * c.row) for c in costs.values())
     wanted = {id: available * cost.row for id, cost in costs.items()}
+    few = min(available, MIN_ROWS)
+    least = {id: wish if wish < SLOW_SECONDS else few * costs[id].row for id, wish in wanted.items()}
     rows = dict.fromkeys(costs, available)
-    for id, grant in share(seconds - around, wanted).items():
-        if grant < wanted[id] and wanted[id] >= SLOW_SECONDS:
-            rows[id] = min(available, max(MIN_ROWS, int(grant / costs[id].row)))
+    for id, grant in share(seconds - around, wanted, least).items():
+        if grant < wanted[id]:
+            rows[id] = min(available, max(few, int(grant / costs[id].row)))
     return rows

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from kiban.catalogue.pull import pull
 from kiban.choose import memory
 from kiban.config import Progress, Traits, silent
 from kiban.errors import ConfigError
+from kiban.weights.gguf import read_gguf
+from kiban.weights.safetensors import check_header
 
 WAYS: dict[str, memory.Way] = {"finetune_encoder": "full", "lora_decoder": "lora"}  # other strategies only load
 
@@ -34,19 +37,24 @@ def list_candidates(
     strategies: Sequence[str] | None = None,
     max_memory: int | None = None,
     commercial: bool = False,
-    progress: Progress = silent,
 ) -> tuple[list[Candidate], list[Skipped]]:
-    """The candidates that can serve the task, cheapest strategy first, and those left out.
+    """The candidates that can serve the task, cheapest strategy first, and those left out. Nothing is fetched.
 
     models: catalogue names or folders; by default what the catalogue marks as embedded. max_memory in bytes.
-    commercial: leave out what may not be used commercially. Pulls the weights that are needed.
+    commercial: leave out what may not be used commercially. Raises ConfigError or ModelNotFoundError for unknown names.
     """
-    chosen: list[Candidate] = [Candidate(strategy="baseline", model=None, licence="BSD-3-Clause", commercial_use=True)]
+    chosen: list[Candidate] = []
     skipped: list[Skipped] = []
     unknown = set(strategies or ()) - set(NAMES)
     if unknown:
         strategy(sorted(unknown)[0])
-    named = [e.name for e in entries().values() if not e.opt_in] if models is None else list(models)
+    baseline = Candidate(strategy="baseline", model=None, licence="BSD-3-Clause", commercial_use=True)
+    refused = strategy("baseline").refusal(task, None)
+    if refused:
+        skipped.append(Skipped(candidate=baseline, reason=refused))
+    else:
+        chosen.append(baseline)
+    named = [e.name for e in entries().values() if not e.opt_in] if models is None else list(dict.fromkeys(models))
     for name in named:
         entry, traits = _look_up(name)
         for kind in NAMES[1:]:
@@ -60,11 +68,29 @@ def list_candidates(
             reason = _obstacle(candidate, entry, max_memory, commercial)
             if reason:
                 skipped.append(Skipped(candidate=candidate, reason=reason))
-                continue
-            path = pull(entry, progress=progress) if entry else Path(name)
-            chosen.append(Candidate(strategy=kind, model=name, path=path, licence=licence, commercial_use=use))
+            else:
+                chosen.append(candidate)
     chosen.sort(key=lambda c: (NAMES.index(c.strategy), c.id))
+    ids = [c.id for c in chosen]
+    twice = next((c for c in chosen if ids.count(c.id) > 1), None)
+    if twice is not None:
+        why = "two models have the same last name, and could not be told apart"
+        raise ConfigError("models", field=Path(str(twice.model)).name, why=why, hint="rename one of the folders")
     return chosen, skipped
+
+
+def fetch(candidates: Sequence[Candidate], *, progress: Progress = silent) -> list[Candidate]:
+    """The candidates with their weights in place; those of the catalogue are pulled if need be.
+
+    Raises ModelNotFoundError or IntegrityError if that fails.
+    """
+    found = []
+    for candidate in candidates:
+        path = Path(candidate.model) if candidate.model else None
+        if candidate.model and path and not path.exists():
+            path = pull(candidate.model, progress=progress)
+        found.append(replace(candidate, path=path))
+    return found
 
 
 def _look_up(name: str) -> tuple[Entry | None, Traits]:
@@ -81,8 +107,18 @@ def _look_up(name: str) -> tuple[Entry | None, Traits]:
 def _obstacle(candidate: Candidate, entry: Entry | None, max_memory: int | None, commercial: bool) -> str:
     if commercial and candidate.commercial_use is not True:
         return f"licence {candidate.licence} is not known to allow commercial use"
-    if max_memory is not None and entry is not None and entry.parameters:
-        need = memory.estimate(entry.parameters, WAYS.get(candidate.strategy, "load"))
+    if max_memory is not None:
+        parameters = entry.parameters if entry else _parameters(Path(str(candidate.model)))
+        need = memory.estimate(parameters or 0, WAYS.get(candidate.strategy, "load"))
         if need > max_memory:
             return f"needs about {need / 2**30:.1f} GiB, more than the {max_memory / 2**30:.1f} GiB allowed"
     return ""
+
+
+def _parameters(path: Path) -> int:
+    """Parameters in a folder or GGUF file of the user's, from the headers of its weights."""
+    if path.is_file():
+        with read_gguf(path) as file:
+            return sum(math.prod(tensor.shape) for tensor in file.tensors.values())
+    headers = [check_header(weights) for weights in path.glob("*.safetensors")]
+    return sum(math.prod(entry["shape"]) for header in headers for entry in header.values())

@@ -2,8 +2,10 @@
 
 The rule. Among the finished candidates that meet every requirement, the one with the best macro-F1 leads. If a cheaper
 one is not significantly worse (paired test with Holm's correction), the cheapest such candidate is recommended instead:
-quality that cannot be shown is not worth money. The verdict is "undecided" if the leader it displaces is 2 points of
-macro-F1 or more above it, which more test rows might confirm.
+quality that cannot be shown is not worth money. Costs come from timings, so those within a fifth of the lowest count as
+the same, and the best macro-F1 among them wins. The verdict is "undecided" if the leader it displaces is 2 points of
+macro-F1 or more above it, which more test rows might confirm. The test counts right answers; where it finds the one with
+the lower macro-F1 significantly more accurate, that one is not worse.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from kiban.choose.pareto import front
 from kiban.choose.requirements import Requirement
 
 RELEVANT = 0.02  # macro-F1 that somebody would notice
+SAME_COST = 1.2  # costs within this factor may differ by the noise of timing alone
 
 
 def decide(
@@ -29,14 +32,15 @@ def decide(
     label_more: for a pair of ids, rows to label until a paired test would separate them; None if it never would.
     """
     scored = [c for c in candidates if c.macro_f1 and c.cost_per_1k_yen is not None]
-    pareto = front([(c.id, _score(c), c.cost_per_1k_yen or 0.0) for c in scored if c.status == "finished"])
+    pareto = front([(c.id, _score(c), _cost(c)) for c in scored if c.status == "finished"])
     fit = [c for c in scored if c.status == "finished" and all(r.met_by(c) for r in requirements)]
     if not fit:
         return pareto, _nothing_fits(scored, requirements)
-    leader = max(fit, key=lambda c: (_score(c), -(c.cost_per_1k_yen or 0.0)))
+    leader = max(fit, key=lambda c: (_score(c), -_cost(c)))
     by_pair = {frozenset((c.a, c.b)): c for c in comparisons}
-    as_good = [c for c in fit if c is leader or not by_pair[frozenset((c.id, leader.id))].significant]
-    chosen = min(as_good, key=lambda c: (c.cost_per_1k_yen or 0.0, -_score(c)))
+    as_good = [c for c in fit if c is leader or not _beats(leader, by_pair[frozenset((c.id, leader.id))])]
+    lowest = min(_cost(c) for c in as_good)
+    chosen = max((c for c in as_good if _cost(c) <= SAME_COST * lowest), key=lambda c: (_score(c), -_cost(c)))
     others = [c for c in fit if c is not chosen]
     if not others:
         return pareto, _alone(chosen, requirements)
@@ -46,11 +50,21 @@ def decide(
         return pareto, _undecided(chosen, leader, label_more.get(frozenset((chosen.id, leader.id))))
     if chosen is not leader:
         return pareto, _cheaper(chosen, leader)
-    return pareto, _best(chosen, rival, significant=pair.significant)
+    return pareto, _best(chosen, rival, significant=_beats(chosen, pair))
+
+
+def _beats(c: CandidateResult, pair: Comparison) -> bool:
+    """True if c is significantly more accurate than the other of the pair."""
+    gain = pair.accuracy_difference.value
+    return pair.significant and (gain if pair.a == c.id else -gain) > 0
 
 
 def _score(c: CandidateResult) -> float:
     return c.macro_f1.value if c.macro_f1 else 0.0
+
+
+def _cost(c: CandidateResult) -> float:
+    return c.cost_per_1k_yen or 0.0
 
 
 def _f(c: CandidateResult) -> str:
@@ -66,7 +80,7 @@ def _usd(c: CandidateResult) -> str:
 
 
 def _times(dear: CandidateResult, cheap: CandidateResult) -> str:
-    ratio = (dear.cost_per_1k_yen or 0.0) / max(cheap.cost_per_1k_yen or 0.0, 1e-12)
+    ratio = _cost(dear) / max(_cost(cheap), 1e-12)
     return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}"
 
 
@@ -89,8 +103,10 @@ def _alone(c: CandidateResult, requirements: Sequence[Requirement]) -> Recommend
 def _best(c: CandidateResult, rival: CandidateResult, *, significant: bool) -> Recommendation:
     if significant:
         ja, en = "統計的に有意な差です", "a significant difference"
-    else:
+    elif _cost(c) < _cost(rival):
         ja, en = "差は有意ではありませんが、費用も低く済みます", "not a significant difference, but it is cheaper too"
+    else:
+        ja, en = "差は有意ではなく、費用もほぼ同じです", "not a significant difference, at about the same cost"
     return Recommendation(
         verdict="decided",
         id=c.id,
@@ -137,9 +153,9 @@ def _undecided(c: CandidateResult, rival: CandidateResult, more: int | None) -> 
 
 def _nothing_fits(scored: Sequence[CandidateResult], requirements: Sequence[Requirement]) -> Recommendation:
     """Name the candidate that misses the fewest requirements."""
-    finished = [c for c in scored if c.status == "finished"] or list(scored)
+    finished = [c for c in scored if c.status == "finished"]
     if not finished:
-        ja, en = "測定できた候補がありません。", "No candidate could be measured."
+        ja, en = "最後まで測定できた候補がありません。", "No candidate could be measured to the end."
         return Recommendation(verdict="none_meets_requirements", id=None, rival=None, reason_ja=ja, reason_en=en)
     nearest = min(finished, key=lambda c: (sum(not r.met_by(c) for r in requirements), -_score(c)))
     missed = [r.text for r in requirements if not r.met_by(nearest)]

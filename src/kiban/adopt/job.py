@@ -14,11 +14,13 @@ from typing import Any
 from kiban import __version__
 from kiban.adopt.assemble import assemble
 from kiban.adopt.budget import Budget
-from kiban.adopt.candidates import Skipped, list_candidates
-from kiban.adopt.folder import Lock, Settings, environment, keep_frame, new_folder, sha256_of
+from kiban.adopt.candidates import Skipped, fetch, list_candidates
+from kiban.adopt.folder import Settings, alone, environment, keep_frame, new_folder, sha256_of
 from kiban.adopt.profile import guess_columns, profile
 from kiban.adopt.race import Race
 from kiban.adopt.report import write_report
+from kiban.adopt.report.card import model_card
+from kiban.adopt.report.formats import Lang
 from kiban.adopt.result import CandidateResult, Profile, Result, Splits
 from kiban.adopt.split import split
 from kiban.adopt.strategies import load_predictor
@@ -27,7 +29,7 @@ from kiban.choose.cost import Prices
 from kiban.choose.requirements import Requirement, parse
 from kiban.config import Progress, from_dict, silent
 from kiban.data.tables import Table, read_table
-from kiban.errors import ConfigError, IntegrityError
+from kiban.errors import ConfigError, DatasetError, IntegrityError
 
 MAX_TEST_ROWS = 2000  # more narrow the intervals little and cost every candidate time
 
@@ -103,8 +105,11 @@ def adopt(
     folder = Path(out) if out else new_folder(name)
     if (folder / "config.yaml").exists():
         raise ConfigError(folder, why="holds a run already", hint="choose another --out, or continue it with --resume")
+    # What a run that never began leaves may be there.
+    if folder.exists() and any(path.name not in ("table.jsonl", "quarantine.jsonl") for path in folder.iterdir()):
+        raise ConfigError(folder, why="is not empty", hint="choose another --out; kiban never overwrites")
     source = Path(table) if isinstance(table, str | Path) else keep_frame(table, folder)
-    settings |= {"seconds": None if steps is not None else seconds, "steps": steps}
+    settings |= {"seconds": seconds, "steps": steps}
     resolved, data = _resolve(source, text, label, require, settings, quarantine=folder / "quarantine.jsonl")
     folder.mkdir(parents=True, exist_ok=True)
     resolved.save(folder)
@@ -136,16 +141,28 @@ def _resolve(
 ) -> tuple[Settings, Table]:
     """Settings with nothing left open, and the table."""
     requirements = parse(require)  # a misspelt requirement is told before the work, not after
+    settings = {**settings, **{key: _names(settings.get(key)) for key in ("models", "strategies")}}
     data = read_table(source, on_bad_row=settings.get("on_bad_row", "stop"), quarantine=quarantine)
     text, label = guess_columns(data, text=text, label=label)
-    known = {
+    known: dict[str, Any] = {
         "source": str(source),
         "source_sha256": sha256_of(source),
         "text": text,
         "label": label,
         "require": ", ".join(r.text for r in requirements),
     }
-    return from_dict(Settings, {**settings, **known}), data
+    if settings.get("steps") is not None:
+        known["seconds"] = None
+    resolved = from_dict(Settings, {**settings, **known})
+    Budget(seconds=resolved.seconds, steps=resolved.steps)
+    Prices(yen_per_hour=resolved.yen_per_hour, yen_per_usd=resolved.yen_per_usd)
+    return resolved, data
+
+
+def _names(given: str | Path | Sequence[str | Path] | None) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    return (str(given),) if isinstance(given, str | Path) else tuple(str(name) for name in given)
 
 
 def resume(
@@ -157,7 +174,10 @@ def resume(
     if (folder / "result.json").exists() and (folder / "report.html").exists():
         return Adoption(folder, Result.read(folder / "result.json"))
     source = Path(settings.source)
-    if not source.exists() or sha256_of(source) != settings.source_sha256:
+    if not source.exists():
+        hint = "put it back, or resume from the folder in which the run was started"
+        raise IntegrityError(source, why="is gone", hint=hint)
+    if sha256_of(source) != settings.source_sha256:
         raise IntegrityError(source, why="is not the table that the run began with", hint="start a new run")
     data = read_table(source, on_bad_row=settings.on_bad_row, quarantine=folder / "quarantine.jsonl")
     return _run(folder, settings, data, progress, log)
@@ -183,7 +203,10 @@ def look(settings: Settings, data: Table, *, progress: Progress = silent) -> Loo
     found = profile(data, settings.text, settings.label, seed=settings.seed)
     labels = tuple(found.labels)
     progress("split", 0, None)
-    parts = split(found.texts, found.targets, seed=settings.seed, max_test=MAX_TEST_ROWS)
+    parts = split(found.groups, found.targets, seed=settings.seed, max_test=MAX_TEST_ROWS)
+    if not parts.test or not parts.validation:
+        why = f"holds only {parts.groups} different texts, too few to learn from some and test on others"
+        raise DatasetError(data.source, field=settings.text, why=why, hint="add rows with other texts")
     rows = tuple(
         Rows(inputs=[found.texts[i] for i in part], targets=[found.targets[i] for i in part])
         for part in (parts.train, parts.validation, parts.test)
@@ -198,7 +221,6 @@ def look(settings: Settings, data: Table, *, progress: Progress = silent) -> Loo
         strategies=settings.strategies,
         max_memory=settings.max_memory,
         commercial=any(r.name == "license" for r in requirements),
-        progress=progress,
     )
     return Look(
         task=task,
@@ -216,12 +238,11 @@ def look(settings: Settings, data: Table, *, progress: Progress = silent) -> Loo
 
 def _run(folder: Path, settings: Settings, data: Table, progress: Progress, log: Callable[[str], None]) -> Adoption:
     started = time.time()
-    with Lock(folder):
+    with alone(folder):
         seen = look(settings, data, progress=progress)
         budget = Budget(seconds=settings.seconds, steps=settings.steps)
-        race = Race(
-            folder, seen.task, seen.rows, seen.candidates, budget, seed=settings.seed, progress=progress, log=log
-        )
+        candidates = fetch(seen.candidates, progress=progress)
+        race = Race(folder, seen.task, seen.rows, candidates, budget, seed=settings.seed, progress=progress, log=log)
         laps = race.run()
         measured = race.measure(laps)
         facts_here = environment()
@@ -244,10 +265,12 @@ def _run(folder: Path, settings: Settings, data: Table, progress: Progress, log:
                 "total_seconds": time.time() - started,
             },
         )
+        lang: Lang = "ja" if settings.lang == "ja" else "en"
         if result.recommendation.id:
-            race.keep(result.recommendation.id, folder / "final")
+            card = model_card(result, result.candidate(result.recommendation.id), lang=lang)
+            race.keep(result.recommendation.id, folder / "final", card=card)
         result.save(folder / "result.json")
         progress("report", 0, None)
-        write_report(folder, lang="ja" if settings.lang == "ja" else "en")
+        write_report(folder, lang=lang)
         race.clean()
     return Adoption(folder, result)

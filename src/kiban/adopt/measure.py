@@ -40,7 +40,8 @@ def measure(folder: Path, inputs: Sequence[Any], *, progress: Progress = silent)
     with tempfile.TemporaryDirectory() as scratch:
         question, answer = Path(scratch) / "inputs.json", Path(scratch) / "answer.json"
         question.write_text(json.dumps(list(inputs), ensure_ascii=False), encoding="utf-8")
-        command = [sys.executable, "-m", "kiban.adopt.measure", str(folder), str(question), str(answer)]
+        # -P: the folder that the user stands in is no place to import from.
+        command = [sys.executable, "-P", "-m", "kiban.adopt.measure", str(folder), str(question), str(answer)]
         errors = Path(scratch) / "errors.txt"
         with (
             errors.open("wb") as log,
@@ -56,7 +57,9 @@ def measure(folder: Path, inputs: Sequence[Any], *, progress: Progress = silent)
                 raise
         if child.returncode or not answer.exists():
             words = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise KibanError(folder, why=f"could not be measured: {words[-1] if words else 'the process was killed'}")
+            if child.returncode < 0:  # what it had written before says nothing about that
+                words = [f"its process was killed by signal {-child.returncode}; was memory short?"]
+            raise KibanError(folder, why=f"could not be measured: {words[-1] if words else 'its process said nothing'}")
         return Measured(**json.loads(answer.read_text(encoding="utf-8")))
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
 from typing import Any, Literal
 
 import numpy as np
 
 from kiban.adopt.duplicates import groups, normal_form
+from kiban.adopt.noise import doubtful_rows
 from kiban.adopt.result import Finding, Profile
 from kiban.data.tables import Table
 from kiban.errors import DatasetError
@@ -20,6 +22,7 @@ MIN_ROWS = 30
 MIN_CLASS_ROWS = 3
 MAX_CLASSES = 200
 NOISE_LIMIT = 5000  # rows looked at for wrong labels
+SCALARS = (str, int, float, Decimal, date, time, timedelta)  # what a cell can hold
 TEXT_NAMES = (
     "text",
     "本文",
@@ -50,11 +53,13 @@ LABEL_NAMES = (
 
 @dataclass(frozen=True)
 class Looked:
-    """The usable rows and what was found. targets index labels; lines are places in the table as `Table.lines` has them."""
+    """The usable rows and what was found. targets index labels; lines are places in the table as `Table.lines` has them;
+    groups are the numbers of the clusters of near-duplicates (`duplicates.groups`)."""
 
     texts: list[str]
     targets: list[int]
     lines: list[int]
+    groups: list[int]
     labels: list[str]
     profile: Profile
 
@@ -107,6 +112,9 @@ def profile(table: Table, text_column: str, label_column: str, *, seed: int = 0)
     texts, names, lines = _usable(table, text_column, label_column, findings)
     _check_size(table, label_column, texts, names)
     texts, names, lines = _drop_rare(texts, names, lines, findings)
+    if len(texts) < MIN_ROWS:
+        why = f"only {len(texts)} rows have a label that {MIN_CLASS_ROWS} rows or more share"
+        raise DatasetError(table.source, field=label_column, why=why, hint=f"label at least {MIN_ROWS} rows")
     counts = Counter(names)
     labels = sorted(counts)
     if len(labels) < 2:
@@ -119,12 +127,15 @@ def profile(table: Table, text_column: str, label_column: str, *, seed: int = 0)
     if table.bad_rows:
         findings.append(_warning("bad_rows", rows=len(table.bad_rows), line=table.bad_rows[0].line))
     _label_findings(counts, findings)
-    _text_findings(texts, targets, labels, lines, lengths, findings)
+    numbers = groups(texts)
+    _duplicate_findings(texts, numbers, targets, lines, findings)
+    _text_findings(texts, targets, labels, lengths, findings)
     _noise_findings(texts, targets, labels, lines, language, seed, findings)
     return Looked(
         texts,
         targets,
         lines,
+        numbers,
         labels,
         Profile(
             rows=len(table.rows),
@@ -153,8 +164,7 @@ def _usable(
     empty_text = empty_label = 0
     pairs = zip(table.column(text_column), table.column(label_column), strict=True)
     for line, (text, name) in zip(table.lines, pairs, strict=True):
-        text = "" if text is None else str(text).strip()
-        name = "" if name is None else str(name).strip()
+        text, name = _cell(table, line, text_column, text), _cell(table, line, label_column, name)
         if not text:
             empty_text += 1
         elif not name:
@@ -168,6 +178,16 @@ def _usable(
     if empty_label:
         findings.append(_warning("empty_label", rows=empty_label))
     return texts, names, lines
+
+
+def _cell(table: Table, line: int, column: str, value: Any) -> str:
+    """The text of a cell; empty for a missing value. Raises DatasetError if the cell holds several values."""
+    if value is None or value != value:  # NaN is what a frame has for "missing"
+        return ""
+    if not isinstance(value, SCALARS):
+        why = f"is a {type(value).__name__}, not a text or a number"
+        raise DatasetError(table.source, line=line, field=column, why=why, hint="write one value a row, as a text")
+    return str(value).strip()
 
 
 def _check_size(table: Table, label_column: str, texts: list[str], names: list[str]) -> None:
@@ -212,7 +232,7 @@ def _language(texts: Sequence[str], findings: list[Finding]) -> Literal["ja", "e
 def _label_findings(counts: Counter[str], findings: list[Finding]) -> None:
     forms: dict[str, list[str]] = {}
     for name in counts:
-        forms.setdefault(unicodedata.normalize("NFKC", name).casefold().replace(" ", ""), []).append(name)
+        forms.setdefault(normal_form(name), []).append(name)
     for variants in forms.values():
         if len(variants) > 1:
             findings.append(_warning("label_variants", labels=sorted(variants)))
@@ -223,15 +243,13 @@ def _label_findings(counts: Counter[str], findings: list[Finding]) -> None:
         findings.append(_warning("numeric_labels", classes=len(counts)))
 
 
-def _text_findings(
+def _duplicate_findings(
     texts: Sequence[str],
+    numbers: Sequence[int],
     targets: Sequence[int],
-    labels: Sequence[str],
     lines: Sequence[int],
-    lengths: Any,
     findings: list[Finding],
 ) -> None:
-    numbers = groups(texts)
     exact = len(texts) - len({normal_form(text) for text in texts})
     near = len(texts) - len(set(numbers)) - exact
     if exact:
@@ -246,6 +264,11 @@ def _text_findings(
     conflicts = [number for number, found in seen.items() if len(found) > 1]
     if conflicts:
         findings.append(_warning("conflicting_labels", groups=len(conflicts), lines=places[conflicts[0]][:4]))
+
+
+def _text_findings(
+    texts: Sequence[str], targets: Sequence[int], labels: Sequence[str], lengths: Any, findings: list[Finding]
+) -> None:
     long = int((lengths > 2000).sum())
     if long:
         findings.append(_info("long_texts", rows=long, longest=int(lengths.max())))
@@ -265,36 +288,12 @@ def _noise_findings(
     seed: int,
     findings: list[Finding],
 ) -> None:
-    """Rows whose label a model that never saw them finds very unlikely, while it is sure of another one.
-
-    A simple form of confident learning (Northcutt et al. 2021): out-of-fold probabilities of a linear model, and a row
-    counts if another class passes that class's own mean confidence, and twice what the given label gets.
-    """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
-    from sklearn.multiclass import OneVsRestClassifier
-    from sklearn.pipeline import make_pipeline
-
-    if len(texts) > NOISE_LIMIT or min(Counter(targets).values()) < 3:
+    if len(texts) > NOISE_LIMIT:
         return
-    grams: dict[str, Any] = {"analyzer": "char", "ngram_range": (1, 3)} if language == "ja" else {"ngram_range": (1, 2)}
-    linear = OneVsRestClassifier(LogisticRegression(C=10, solver="liblinear", dual=True, random_state=seed))
-    model = make_pipeline(TfidfVectorizer(sublinear_tf=True, **grams), linear)
-    y = np.asarray(targets)
-    folds = StratifiedKFold(3, shuffle=True, random_state=seed)
-    probability = cross_val_predict(model, texts, y, cv=folds, method="predict_proba")
-    own = probability[np.arange(len(y)), y]
-    confidence = np.asarray([probability[y == c, c].mean() for c in range(len(labels))])
-    other = np.where(np.eye(len(labels), dtype=bool)[y], 0, probability)
-    guess = other.argmax(1)
-    best = other.max(1)
-    doubtful = np.flatnonzero((best >= np.maximum(confidence[guess], 0.5)) & (own < best / 4))
-    if len(doubtful) >= max(3, 0.01 * len(y)):
-        worst = doubtful[np.argsort(own[doubtful] - best[doubtful])][:3]
-        examples = [{"line": lines[i], "label": labels[y[i]], "rather": labels[guess[i]]} for i in worst]
-        findings.append(
-            _warning(
-                "label_noise", rows=len(doubtful), percent=round(100 * len(doubtful) / len(y), 1), examples=examples
-            )
-        )
+    doubts = doubtful_rows(texts, targets, language=language, seed=seed)
+    if len(doubts) >= max(3, 0.01 * len(texts)):
+        examples = [
+            {"line": lines[d.row], "label": labels[targets[d.row]], "rather": labels[d.rather]} for d in doubts[:3]
+        ]
+        percent = round(100 * len(doubts) / len(texts), 1)
+        findings.append(_warning("label_noise", rows=len(doubts), percent=percent, examples=examples))

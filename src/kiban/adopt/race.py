@@ -10,38 +10,25 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kiban.adopt.budget import SHARES, Allowance, Budget, Cost, allowances, test_rows
+from kiban.adopt.budget import PLAN_SHARE, SHARES, Allowance, Budget, Cost, allowances, test_rows
+from kiban.adopt.laps import Lap, append_lap, read_laps, write_atomically
 from kiban.adopt.measure import Measured, measure
 from kiban.adopt.strategies import load_predictor, strategy
 from kiban.adopt.strategies.base import Candidate, Job, Predictor, Rows, Task
 from kiban.config import Progress, silent
-from kiban.errors import KibanError
+from kiban.errors import BudgetError, IntegrityError, KibanError
 from kiban.evaluate.metrics import macro_f1
+from kiban.weights.folder import MANIFEST, read_json, write_manifest
 
 FRACTIONS = (0.25, 0.5, 1.0)  # of the training rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lap:
-    """One candidate on one rung. predicted are label indices for the first rows of the validation set."""
-
-    id: str
-    rung: int
-    steps: int
-    train_rows: int
-    seconds: float
-    predicted: tuple[int, ...]
-    failed: str = ""
 
 
 class Race:
@@ -64,9 +51,11 @@ class Race:
         self.candidates = {c.id: c for c in candidates}
         self.progress, self.log = progress, log
         self.order = _rows_with_every_class_first(self.train, seed)
-        sizes = [min(len(self.train), max(64, round(f * len(self.train)))) for f in FRACTIONS]
+        least = max(64, len(task.labels))
+        sizes = [min(len(self.train), max(least, round(f * len(self.train)))) for f in FRACTIONS]
         self.rungs = sorted(set(sizes))
-        self.laps = self._read_laps()
+        self.log_file = folder / "metrics.jsonl"
+        self.laps = read_laps(self.log_file)
         self.costs: dict[str, Cost] = {}
         self.plan_seconds = 0.0
 
@@ -75,21 +64,8 @@ class Race:
     def _home(self, id: str) -> Path:
         return self.folder / "candidates" / id.replace(":", "--")
 
-    def _read_laps(self) -> dict[tuple[str, int], Lap]:
-        """Finished laps; a last line cut by a kill is dropped and its lap is run again."""
-        path = self.folder / "metrics.jsonl"
-        if not path.exists():
-            return {}
-        whole = [line for line in path.read_bytes().split(b"\n")[:-1] if line]
-        laps = [Lap(**{**json.loads(line), "predicted": tuple(json.loads(line)["predicted"])}) for line in whole]
-        path.write_bytes(b"".join(line + b"\n" for line in whole))
-        return {(lap.id, lap.rung): lap for lap in laps}
-
     def _record(self, lap: Lap) -> Lap:
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(lap.__dict__, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_lap(self.log_file, lap)
         self.laps[lap.id, lap.rung] = lap
         return lap
 
@@ -102,24 +78,35 @@ class Race:
             start = time.perf_counter()
             for number, candidate in enumerate(self.candidates.values()):
                 self.progress("plan", number, len(self.candidates))
-                self.costs[candidate.id] = self._probe(candidate) if self.budget.steps is None else Cost()
+                deadline = start + PLAN_SHARE * (self.budget.seconds or 0.0)
+                self.costs[candidate.id] = self._probe(candidate, deadline) if self.budget.seconds else Cost()
             self.progress("plan", len(self.candidates), len(self.candidates))
             costs = {id: cost.__dict__ for id, cost in self.costs.items()}
-            _write_atomically(path, json.dumps({"seconds": time.perf_counter() - start, "costs": costs}, indent=1))
+            write_atomically(path, json.dumps({"seconds": time.perf_counter() - start, "costs": costs}, indent=1))
         found = json.loads(path.read_text(encoding="utf-8"))
+        if set(found["costs"]) != set(self.candidates):
+            why = "the run began with other candidates (a model or the version of kiban has changed)"
+            raise IntegrityError(path, why=why, hint="start a new run")
         self.plan_seconds = float(found["seconds"])
         self.costs = {id: Cost(**cost) for id, cost in found["costs"].items()}
 
-    def _probe(self, candidate: Candidate) -> Cost:
+    def _probe(self, candidate: Candidate, deadline: float) -> Cost:
+        """Fit a little. One that fails is out, whatever the reason: it must not take the others with it.
+
+        So is one whose turn comes, or that is still learning, after the deadline (in the time of perf_counter).
+        """
         times: list[float] = []
-        work = self._home(candidate.id) / "probe"
+        work, started = self._home(candidate.id) / "probe", time.perf_counter()
         shutil.rmtree(work, ignore_errors=True)
 
         def told(stage: str, done: int, total: int | None) -> None:
+            if time.perf_counter() > deadline:
+                raise BudgetError("time", why="too short to try this one", hint="give more --time, or fewer models")
             if stage == "train":
                 times.append(time.perf_counter())
 
         try:
+            told("start", 0, None)
             few = Rows(inputs=self.validation.inputs[:8], targets=self.validation.targets[:8])
             job = dataclasses.replace(self._job(candidate, 64, 3, work, told), validation=few)
             begun = time.perf_counter()
@@ -130,8 +117,8 @@ class Race:
             fitted.predictor.predict(list(few.inputs[2:]))
             row = (time.perf_counter() - begun) / max(1, len(few) - 2)
             return Cost(start=max(0.0, whole - fitted.steps * step), step=step, row=row)
-        except KibanError as error:
-            self._record(_failed(candidate.id, -1, error))
+        except Exception as error:
+            self._fail(candidate.id, -1, error, time.perf_counter() - started)
             return Cost()
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -177,7 +164,7 @@ class Race:
         alive = list(self.candidates)
         for rung in range(len(self.rungs)):
             # Only failures of earlier rungs count, so that a resumed race plans as the first run did.
-            alive = [id for id in alive if not self.laps.get((id, rung - 1), _NONE).failed]
+            alive = [id for id in alive if not self._failed(id, rung - 1)]
             allowance = self._allowances(rung, alive)
             for id, (steps, rows) in allowance.items():
                 if (id, rung) not in self.laps:
@@ -206,8 +193,8 @@ class Race:
             predicted = self._predict(fitted.predictor, candidate.id, rows)
             shutil.rmtree(model, ignore_errors=True)
             fitted.predictor.save(model)
-        except (KibanError, MemoryError) as error:
-            self._record(_failed(candidate.id, rung, error))
+        except Exception as error:
+            self._fail(candidate.id, rung, error, time.perf_counter() - start)
             return
         finally:
             gc.collect()
@@ -225,6 +212,17 @@ class Race:
         shutil.rmtree(work, ignore_errors=True)
         score = self.score(self.laps[candidate.id, rung])
         self.log(f"{candidate.id}: validation macro-F1 {score:.3f} on {len(predicted)} rows, {seconds:.0f} s")
+
+    def _failed(self, id: str, rung: int) -> bool:
+        return (id, rung) in self.laps and bool(self.laps[id, rung].failed)
+
+    def _fail(self, id: str, rung: int, error: Exception, seconds: float) -> Lap:
+        """Record that a candidate is out. The race goes on without it."""
+        why = str(error) if isinstance(error, KibanError) else f"{type(error).__name__}: {error}".strip(": ")
+        self.log(f"{id}: failed: {why}")
+        return self._record(
+            Lap(id=id, rung=rung, steps=0, train_rows=0, seconds=seconds, predicted=(), failed=" ".join(why.split()))
+        )
 
     def _predict(self, predictor: Predictor, id: str, rows: int) -> list[int]:
         predicted: list[int] = []
@@ -247,10 +245,15 @@ class Race:
         truth = np.asarray(self.validation.targets[: len(predicted)])
         return float(macro_f1(truth, predicted, len(self.task.labels)))
 
+    def common_rows(self, rung: int) -> int:
+        """Validation rows that every model of a rung answered."""
+        laps = [lap for lap in self.laps.values() if lap.rung == rung and not lap.failed]
+        return min((len(lap.predicted) for lap in laps if self.candidates[lap.id].model is not None), default=0)
+
     def _better_half(self, rung: int, alive: list[str]) -> list[str]:
         """The better half by macro-F1 on the rows that all were seen on, at least two; the baseline always stays."""
         racers = [id for id in alive if self.candidates[id].model is not None]
-        common = min((len(self.laps[id, rung].predicted) for id in racers), default=0)
+        common = self.common_rows(rung)
         ranked = sorted(racers, key=lambda id: (-self.score(self.laps[id, rung], common), id))
         kept = set(ranked[: max(2, -(-len(ranked) // 2))])
         for id in ranked[len(kept) :]:
@@ -262,7 +265,7 @@ class Race:
     def measure(self, last: dict[str, Lap]) -> dict[str, Measured]:
         """Every candidate that did not fail, from its saved folder, in a fresh process, on the test rows.
 
-        Those that reached the last rung see all test rows that time allows; every candidate sees the same first ones.
+        All see the same first rows, as many as time allows. One that cannot be measured is recorded in last as failed.
         """
         running = [id for id, lap in last.items() if not lap.failed]
         rows = dict.fromkeys(running, len(self.test))
@@ -274,8 +277,12 @@ class Race:
             if not path.exists():
                 inputs = list(self.test.inputs[: rows[id]])
                 self.log(f"{id}: measuring on {len(inputs)} held-out rows in a fresh process")
-                measured = measure(self._home(id) / "model", inputs, progress=self._staged(id))
-                _write_atomically(path, json.dumps(measured.__dict__))
+                try:
+                    measured = measure(self._home(id) / "model", inputs, progress=self._staged(id))
+                except KibanError as error:
+                    last[id] = self._fail(id, len(self.rungs), error, 0.0)
+                    continue
+                write_atomically(path, json.dumps(measured.__dict__))
             results[id] = Measured(**json.loads(path.read_text(encoding="utf-8")))
         return results
 
@@ -289,12 +296,15 @@ class Race:
         common = min((len(lap.predicted) for lap in laps), default=0)
         return [(lap.train_rows, self.score(lap, common)) for lap in laps if lap.train_rows]
 
-    def keep(self, id: str, final: Path) -> None:
-        """Put the candidate's folder in place as final/ and drop the weights of the others."""
+    def keep(self, id: str, final: Path, *, card: str) -> None:
+        """Put the candidate's folder in place as final/, with its model card as README.md."""
         if not final.exists():
             staged = final.with_name(".final")
             shutil.rmtree(staged, ignore_errors=True)
             shutil.copytree(self._home(id) / "model", staged)
+            (staged / "README.md").write_text(card, encoding="utf-8")
+            manifest = read_json(staged / MANIFEST)
+            write_manifest(staged, {key: value for key, value in manifest.items() if key != "files"})
             load_predictor(staged)
             staged.rename(final)
 
@@ -302,14 +312,6 @@ class Race:
         """Remove the candidates' weights; what was measured of them stays."""
         for id in self.candidates:
             shutil.rmtree(self._home(id) / "model", ignore_errors=True)
-
-
-_NONE = Lap(id="", rung=-1, steps=0, train_rows=0, seconds=0.0, predicted=())
-
-
-def _failed(id: str, rung: int, error: BaseException) -> Lap:
-    why = str(error) or type(error).__name__
-    return Lap(id=id, rung=rung, steps=0, train_rows=0, seconds=0.0, predicted=(), failed=why)
 
 
 def _rows_with_every_class_first(rows: Rows, seed: int) -> list[int]:
@@ -321,12 +323,3 @@ def _rows_with_every_class_first(rows: Rows, seed: int) -> list[int]:
     head = list(first.values())
     seen = set(head)
     return head + [i for i in shuffled if i not in seen]
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    staged = path.with_name(path.name + ".tmp")
-    with staged.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    staged.replace(path)

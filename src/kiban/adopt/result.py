@@ -201,7 +201,7 @@ class Result:
         """Read what `save` wrote. Raises FormatError if it is something else."""
         try:
             return typing.cast(Result, _build(cls, json.loads(path.read_text(encoding="utf-8"))))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise FormatError(path, why=f"is not the result of a kiban run: {error}") from error
 
 
@@ -213,6 +213,6 @@ def _build(kind: Any, value: Any) -> Any:
         return typing.cast(Any, kind)(**{key: _build(hints[key], item) for key, item in value.items()})
     if origin is tuple and isinstance(value, Sequence):
         return tuple(_build(args[0], item) for item in value)
-    if origin is types.UnionType and value is not None:
+    if origin in (types.UnionType, typing.Union) and value is not None:
         return _build(next(arg for arg in args if arg is not type(None)), value)
     return value

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-from kiban.adopt.duplicates import groups as find_groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +20,7 @@ class SplitIndices:
 
 
 def split(
-    texts: Sequence[str],
+    groups: Sequence[int],
     targets: Sequence[int],
     *,
     seed: int,
@@ -30,42 +28,49 @@ def split(
     test: float = 0.25,
     max_test: int | None = None,
 ) -> SplitIndices:
-    """Split rows into parts. A group of near-duplicates goes to one part whole, so that no answer leaks.
+    """Split rows into parts. groups: for each row the number of its cluster, which goes to one part whole, so that no
+    answer leaks.
 
     Stratified: groups are dealt class by class, by the class of their first row. A class with three groups or more is
     in every part, one with two in train and test, one with a single group in train only.
     """
-    numbers = find_groups(texts)
     members: dict[int, list[int]] = defaultdict(list)
-    for i, number in enumerate(numbers):
+    for i, number in enumerate(groups):
         members[number].append(i)
     by_class: dict[int, list[int]] = defaultdict(list)
     for number, rows in members.items():
         by_class[targets[rows[0]]].append(number)
     if max_test is not None:
-        test = min(test, max_test / max(1, len(texts)))
+        test = min(test, max_test / max(1, len(groups)))
     rng = np.random.default_rng(seed)
+    sizes = {number: len(rows) for number, rows in members.items()}
     parts: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
     for target in sorted(by_class):
         order = [by_class[target][i] for i in rng.permutation(len(by_class[target]))]
-        for part, chosen in _deal(order, members, {"test": test, "validation": validation}).items():
+        for part, chosen in _deal(order, sizes, {"test": test, "validation": validation}).items():
             parts[part] += [row for number in chosen for row in members[number]]
     shuffled = {part: [rows[i] for i in rng.permutation(len(rows))] for part, rows in parts.items()}
     return SplitIndices(**shuffled, groups=len(members))
 
 
-def _deal(order: list[int], members: dict[int, list[int]], shares: dict[str, float]) -> dict[str, list[int]]:
-    """Fill test, then validation, up to their share of rows with at least a group each; the rest is for training."""
-    rows = sum(len(members[number]) for number in order)
+def _deal(order: list[int], sizes: Mapping[int, int], shares: Mapping[str, float]) -> dict[str, list[int]]:
+    """Fill test, then validation, with groups that fit into their share of rows, at least one; the rest is for training.
+
+    A cluster of copies larger than a share is learned from: as a test it would ask one question many times.
+    """
+    rows = sum(sizes[number] for number in order)
     left, dealt = list(order), dict[str, list[int]]()
-    for part, keep in (("test", 1), ("validation", 1)):
-        chosen: list[int] = []
+    for part, others in (("test", 2), ("validation", 1)):
+        room = len(left) - others if len(order) > 2 else len(left) - 1 if part == "test" else 0
+        chosen: set[int] = set()
         filled = 0
-        while len(left) > keep and (not chosen or filled + len(members[left[0]]) <= shares[part] * rows):
-            if part == "validation" and not chosen and len(left) < 2:
-                break
-            chosen.append(left.pop(0))
-            filled += len(members[chosen[-1]])
-        dealt[part] = chosen
+        for number in left:
+            if len(chosen) < room and filled + sizes[number] <= shares[part] * rows:
+                chosen.add(number)
+                filled += sizes[number]
+        if not chosen and room > 0:
+            chosen = {min(left, key=sizes.__getitem__)}
+        dealt[part] = [number for number in left if number in chosen]
+        left = [number for number in left if number not in chosen]
     dealt["train"] = left
     return dealt

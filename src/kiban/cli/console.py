@@ -49,7 +49,7 @@ class Console:
         from rich.console import Console as Rich
         from rich.table import Table
 
-        table = Table(box=None, pad_edge=False, header_style="bold")
+        table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(headers))
         for header in headers:
             table.add_column(header, overflow="fold")
         for row in rows:

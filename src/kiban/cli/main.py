@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated, Any
@@ -48,7 +49,13 @@ def _root(
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Run the command; errors that a user can cause print as one line. Exits with 1 for those, 2 for wrong usage."""
+    """Run the command; errors that a user can cause print as one line.
+
+    Exits with 1 for those and where a reader of the output has gone, 2 for wrong usage, 130 after Ctrl-C.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+        # What is piped is UTF-8 whatever the console speaks: JSON has to be, and cp932 has no sign for much of ours.
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     try:
         return app(arguments)
     except KibanError as error:
@@ -56,12 +63,6 @@ def main(arguments: list[str] | None = None) -> Any:
             raise
         sys.stderr.write(f"error: {error}\n")
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader has gone (`| head`): nothing is left to say, and the interpreter's own flush must not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
 
 
 if __name__ == "__main__":

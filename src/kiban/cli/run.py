@@ -31,7 +31,7 @@ def run_command(
     stop: Annotated[
         list[str] | None, typer.Option(help="text that ends the answer; may be given several times")
     ] = None,
-    seed: Annotated[int, typer.Option(help="seed of the sampling")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="seed of the sampling")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     lang: Annotated[str | None, typer.Option(help="ja or en; default: from LANG")] = None,
 ) -> None:
@@ -46,11 +46,23 @@ def run_command(
       kiban run runs/adopt-tickets-20260401-093000/final "請求書の再発行をお願いします"
     """
     console = current(lang)
-    text = prompt if prompt is not None else sys.stdin.read().strip()
+    text = prompt if prompt is not None else _standard_input()
     if not text:
         raise ConfigError("kiban run", why="no text given", hint='kiban run MODEL "text"')
     from kiban.api import load
+    from kiban.generate.sampling import Sampling
 
+    controls: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "stop": tuple(stop or ()),
+        "seed": seed,
+    }
+    Sampling(**controls)  # a wrong number is told before the model is loaded
     with console.progress() as progress:
         opened = load(model, progress=progress)
     kind = task or opened.ability
@@ -59,16 +71,6 @@ def run_command(
             "--task", field=kind, why=f"{model} cannot do this", hint=f"it can: {', '.join(opened.abilities)}"
         )
     if kind in ("chat", "generate"):
-        controls: dict[str, Any] = {
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "repetition_penalty": repetition_penalty,
-            "stop": tuple(stop or ()),
-            "seed": seed,
-        }
         if kind == "chat":
             pieces = opened.stream_chat([{"role": "user", "content": text}], **controls)
         else:
@@ -90,6 +92,14 @@ def run_command(
             if as_json
             else "\n".join(f"{p:.3f}  {n}" for n, p in ranked[:5])
         )
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.read().strip()
+    except UnicodeDecodeError as error:
+        why = f"is not {error.encoding.upper()}, as the terminal's settings say"
+        raise ConfigError("standard input", offset=error.start, why=why, hint="convert the text") from error
 
 
 def _answer(console: Console, pieces: object, as_json: bool) -> None:

@@ -7,24 +7,26 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import AnyStr, BinaryIO, NamedTuple
 
 MAX_LINE_BYTES = 16 * 2**20
 BLOCK_BYTES = 2**20
 SAMPLE_BYTES = 256 * 2**10
-SHOWN_BYTES = 1000  # of a line that is too long to keep
+SHOWN = 1000  # of a line that is too long to keep
 BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
-# Kana, kanji, full-width forms and the symbols that Japanese text uses; half-width kana count half, for EUC-JP read as
-# cp932 is full of them.
+# Kana, kanji, full-width forms and the symbols that Japanese text uses.
 JAPANESE = re.compile(
     r"[\u3000-\u30ff\u3200-\u33ff\u4e00-\u9fff\uf900-\ufaff\uff01-\uff60\uffe0-\uffe6\u2010-\u27bf×÷°±´¨]"
 )
-HALF_WIDTH = re.compile(r"[\uff61-\uff9f]")
+HALF_WIDTH = re.compile(r"[｡-ﾟ]{2,}")
+# Of this, EUC-JP read as cp932 is full: marks, voice on what has none, small kana in front.
+ODD_HALF_WIDTH = re.compile(r"[｡-･]|(?<![ｳｶ-ﾄﾊ-ﾎ])[ﾞﾟ]|^[ｧ-ｰ]")
 NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 LONE_KANJI = re.compile(r"(?<=[A-Za-z])[\u4e00-\u9fff](?=[A-Za-z])")  # an accented letter of a Western encoding
-SURROGATE = re.compile(r"[\ud800-\udfff]")
+UNFIT = re.compile(r"[\0\ud800-\udfff]")  # NUL, and half a character of UTF-16
 
 
 class Line(NamedTuple):
@@ -62,7 +64,7 @@ def detect_encoding(path: Path) -> str:
 def _lines_beyond_ascii(path: Path) -> list[bytes]:
     """The first lines that are not ASCII, up to SAMPLE_BYTES of them."""
     sample, size = [], 0
-    for _, _, raw, _ in _raw_lines(path):
+    for _, raw, _ in _raw_lines(path):
         if not raw.isascii():
             sample.append(raw)
             size += len(raw)
@@ -87,98 +89,103 @@ def _japanese_share(sample: list[bytes], encoding: str) -> float:
             total += sum(byte > 127 for byte in raw) / 2
             continue
         total += len(NOT_ASCII.findall(text))
-        good += len(JAPANESE.findall(text)) + 0.5 * len(HALF_WIDTH.findall(text)) - len(LONE_KANJI.findall(text))
+        good += len(JAPANESE.findall(text)) - 0.4 * _rare(text) - len(LONE_KANJI.findall(text))
+        # A little less than 1: kanji in EUC-JP that could be half-width kana are more often kanji.
+        good += sum(0.95 * len(run) - 1.5 * len(ODD_HALF_WIDTH.findall(run)) for run in HALF_WIDTH.findall(text))
     return good / max(total, 1.0)
+
+
+def _rare(text: str) -> int:
+    """Number of kanji beyond the first level of JIS X 0208, which Japanese text seldom holds."""
+    return sum("\u4e00" <= c <= "\u9fff" and not b"\xb0" <= c.encode("euc_jp", "replace") < b"\xd0" for c in text)
 
 
 def text_lines(path: Path, encoding: str) -> Iterator[Line]:
     """The lines of a text file. One that cannot be decoded, holds a NUL or passes MAX_LINE_BYTES comes with its why."""
-    if encoding.startswith("utf-16"):
-        yield from _utf16_lines(path, encoding)
-        return
-    codec = encoding.removesuffix("-sig")
-    for number, offset, raw, too_long in _raw_lines(path):
-        if number == 1 and raw.startswith(codecs.BOM_UTF8) and codec == "utf-8":
-            raw, offset = raw[3:], offset + 3
+    lines = _utf16_lines(path, encoding) if encoding.startswith("utf-16") else _byte_lines(path, encoding)
+    for line, too_long in lines:
         if too_long:
             why = f"the line is longer than {MAX_LINE_BYTES // 2**20} MiB"
-            yield Line(number, offset, raw[:SHOWN_BYTES].decode(codec, "backslashreplace"), why, offset)
-            continue
+            line = line._replace(why=why, at=line.offset)
+        yield line
+
+
+def _byte_lines(path: Path, encoding: str) -> Iterator[tuple[Line, bool]]:
+    codec = encoding.removesuffix("-sig")
+    for number, (offset, raw, too_long) in enumerate(_raw_lines(path, has_mark=codec == "utf-8"), 1):
+        why, at = "", 0
         try:
             text = raw.decode(codec)
         except UnicodeDecodeError as error:
-            shown = raw.decode(codec, "backslashreplace")
-            yield Line(number, offset, shown, f"is not {codec}", offset + error.start)
-            continue
-        if "\0" in text:
-            yield Line(number, offset, text.replace("\0", "\\0"), "holds a NUL byte", offset + raw.index(0))
-        else:
-            yield Line(number, offset, text)
+            text, why, at = raw.decode(codec, "backslashreplace"), f"is not {codec}", offset + error.start
+        if "\0" in text and not why:
+            text, why, at = text.replace("\0", "\\0"), "holds a NUL byte", offset + raw.index(0)
+        yield Line(number, offset, text, why, at), too_long
 
 
-def _raw_lines(path: Path) -> Iterator[tuple[int, int, bytes, bool]]:
-    """(number, offset, line without its end, too long). Lines end in LF or CRLF; in CR where the file has no LF."""
-    number = offset = 0
-    end, rest = b"", b""
+def _raw_lines(path: Path, *, has_mark: bool = False) -> Iterator[tuple[int, bytes, bool]]:
     with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            end = end or (b"\r" if b"\n" not in block and b"\r" in block[:-1] else b"\n")
-            *whole, rest = (rest + block).split(end)
-            for raw in whole:
-                number += 1
-                yield number, offset, raw.removesuffix(b"\r"), len(raw) > MAX_LINE_BYTES
-                offset += len(raw) + 1
-            if len(rest) > MAX_LINE_BYTES:
-                number += 1
-                yield number, offset, rest[:SHOWN_BYTES], True
-                offset += len(rest)
-                rest = b""
-                while block := file.read(BLOCK_BYTES):
-                    head, found, rest = block.partition(end)
-                    offset += len(head) + len(found)
-                    if found:
-                        break
-                # What follows the end of the long line is split with the next block; nothing is lost.
-                if b"\n" in rest or b"\r" in rest:
-                    file.seek(-len(rest), 1)
-                    rest = b""
-        if rest:
-            yield number + 1, offset, rest.removesuffix(b"\r"), False
+        front = len(codecs.BOM_UTF8) if has_mark and file.read(3) == codecs.BOM_UTF8 else 0
+        file.seek(front)
+        for offset, raw, too_long in _split(iter(partial(file.read, BLOCK_BYTES), b""), b"\n", b"\r", len):
+            yield front + offset, raw, too_long
 
 
-def _utf16_lines(path: Path, encoding: str) -> Iterator[Line]:
-    """As text_lines. Half a surrogate pair makes a line bad; so does an odd last byte."""
-    decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
-    number, offset, rest, tail = 0, 2, "", ""
+def _utf16_lines(path: Path, encoding: str) -> Iterator[tuple[Line, bool]]:
+    """The lines behind the byte order mark. Half a surrogate pair makes a line bad; so does an odd last byte."""
     with path.open("rb") as file:
         file.seek(2)
-        while True:
-            block = file.read(BLOCK_BYTES)
-            try:
-                text = decoder.decode(block, final=not block)
-            except UnicodeDecodeError:
-                text, tail = "", "ends in half a character"
-            *whole, rest = (rest + text).split("\n")
-            for raw in whole:
-                number += 1
-                yield _utf16_line(number, offset, raw.removesuffix("\r"))
-                offset += 2 * len(raw) + 2 * sum(c > "\uffff" for c in raw) + 2
-            if not block:
-                break
-            if 2 * len(rest) > MAX_LINE_BYTES:
-                why = f"the line is longer than {MAX_LINE_BYTES // 2**20} MiB"
-                yield Line(number + 1, offset, rest[:SHOWN_BYTES], why, offset)
-                return
-    if rest or tail:
-        line = _utf16_line(number + 1, offset, rest.removesuffix("\r"))
-        yield line._replace(why=tail, at=offset) if tail else line
+        for number, (offset, raw, too_long) in enumerate(_split(_utf16(file, encoding), "\n", "\r", _utf16_size), 1):
+            text, why, at = raw, "", 0
+            broken = UNFIT.search(raw)
+            if broken:
+                text = raw.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\0")
+                why = "holds a NUL" if broken[0] == "\0" else "holds half a character"
+                at = offset + 2 + _utf16_size(raw[: broken.start()])
+            yield Line(number, offset + 2, text, why, at), too_long
 
 
-def _utf16_line(number: int, offset: int, text: str) -> Line:
-    broken = SURROGATE.search(text)
-    if broken:
-        shown = text.encode("utf-8", "backslashreplace").decode("utf-8")
-        return Line(number, offset, shown, "holds half a surrogate pair", offset + 2 * broken.start())
-    if "\0" in text:
-        return Line(number, offset, text.replace("\0", "\\0"), "holds a NUL", offset + 2 * text.index("\0"))
-    return Line(number, offset, text)
+def _utf16(file: BinaryIO, encoding: str) -> Iterator[str]:
+    """The text in blocks; an odd byte at the end becomes half a surrogate pair."""
+    decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
+    while block := file.read(BLOCK_BYTES):
+        yield decoder.decode(block)
+    rest = decoder.getstate()[0]
+    whole = len(rest) // 2 * 2
+    yield rest[:whole].decode(encoding, "surrogatepass") + "\udc00" * (len(rest) - whole)
+
+
+def _utf16_size(text: str) -> int:
+    return len(text.encode("utf-16-le", "surrogatepass"))
+
+
+def _split(
+    blocks: Iterable[AnyStr], lf: AnyStr, cr: AnyStr, size: Callable[[AnyStr], int]
+) -> Iterator[tuple[int, AnyStr, bool]]:
+    """(offset, line without its end, too long); of a line that is too long only the beginning.
+
+    Lines end in LF or CRLF; in CR where the first block with either holds no LF. A line and a block are kept at most.
+    """
+    rest, end, offset, skipping = lf[:0], lf[:0], 0, False
+    for block in blocks:
+        text = rest + block
+        if not end and (lf in text or cr in text[:-1]):
+            end = lf if lf in text else cr
+        whole: list[AnyStr] = text.split(end) if end else [text]
+        rest = whole.pop()
+        for raw in whole:
+            length = size(raw)
+            if skipping:
+                skipping = False
+            elif length > MAX_LINE_BYTES:
+                yield offset, raw[:SHOWN], True
+            else:
+                yield offset, raw.removesuffix(cr), False
+            offset += length + size(end)
+        if skipping or size(rest) > MAX_LINE_BYTES:
+            if not skipping:
+                yield offset, rest[:SHOWN], True
+            offset += size(rest)
+            rest, skipping = lf[:0], True
+    if rest:
+        yield offset, rest.removesuffix(cr), False

@@ -9,13 +9,14 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from kiban.config import did_you_mean
-from kiban.data.encoding import MAX_LINE_BYTES, SURROGATE, Line, detect_encoding, text_lines
+from kiban.data.encoding import MAX_LINE_BYTES, UNFIT, Line, detect_encoding, text_lines
 from kiban.errors import DatasetError
 
 OnBadRow = Literal["stop", "skip"]
@@ -69,18 +70,18 @@ def read_table(path: Path, *, on_bad_row: OnBadRow = "stop", quarantine: Path | 
     else:
         hint = "CSV, TSV, JSONL and Parquet files are read; save a spreadsheet as CSV"
         raise DatasetError(path, why=f"has the unknown extension {kind!r}", hint=hint)
-    if not table.rows:
-        raise DatasetError(path, why="holds no usable row")
     if table.bad_rows and quarantine is not None:
         quarantine.parent.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(bad.__dict__, ensure_ascii=False) + "\n" for bad in table.bad_rows]
         quarantine.write_text("".join(lines), encoding="utf-8")
+    if not table.rows:
+        raise DatasetError(path, why="holds no usable row")
     return table
 
 
 def from_frame(frame: Any) -> Table:
-    """A pandas or polars frame, or a list of dicts. Raises DatasetError for anything else."""
-    if isinstance(frame, Sequence) and frame and all(isinstance(row, dict) for row in frame):
+    """A pandas or polars frame, or a list of dicts; what is missing becomes None. Raises DatasetError for anything else."""
+    if isinstance(frame, Sequence) and all(isinstance(row, dict) for row in frame):
         rows = [dict(row) for row in frame]
     elif hasattr(frame, "to_dicts"):
         rows = frame.to_dicts()
@@ -90,18 +91,21 @@ def from_frame(frame: Any) -> Table:
         raise DatasetError(
             type(frame).__name__, why="is not a table", hint="give a path, a pandas or polars frame, or dicts"
         )
-    rows = [{str(key): None if _is_nan(value) else value for key, value in row.items()} for row in rows]
     if not rows:
         raise DatasetError("frame", why="holds no row")
-    return Table(tuple(rows[0]), rows, _numbers(rows), "frame", "unicode")
+    return _from_rows(rows, "frame", "unicode")
 
 
-def _numbers(rows: Sequence[Any]) -> list[int]:
-    return list(range(1, len(rows) + 1))
+def _from_rows(rows: Sequence[dict[Any, Any]], source: str, encoding: str) -> Table:
+    """A table of rows that have numbers but no lines."""
+    named = [{str(key): None if _is_missing(value) else value for key, value in row.items()} for row in rows]
+    columns = dict.fromkeys(name for row in named for name in row)
+    return Table(tuple(columns), named, list(range(1, len(named) + 1)), source, encoding)
 
 
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and value != value
+def _is_missing(value: Any) -> bool:
+    # pandas' NA and NaT answer no comparison with a plain bool; their types are not to be had without pandas.
+    return (isinstance(value, float) and value != value) or type(value).__name__ in ("NAType", "NaTType")
 
 
 def _read_parquet(path: Path) -> Table:
@@ -109,10 +113,14 @@ def _read_parquet(path: Path) -> Table:
     import pyarrow.parquet
 
     try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DatasetError(path, why=f"is not a Parquet file: {error}") from error
-    return Table(tuple(rows[0]) if rows else (), rows, _numbers(rows), path.name, "parquet")
+        # A handle and not the path: of a path, folder names such as year=2026 would become columns.
+        with path.open("rb") as file:
+            found = pyarrow.parquet.ParquetFile(file).read()
+        names, rows = found.column_names, found.to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise DatasetError(path, why=f"is not a readable Parquet file: {error}") from error
+    _refuse_twice(path, names)
+    return _from_rows(rows, path.name, "parquet")
 
 
 class _Bad:
@@ -126,7 +134,7 @@ class _Bad:
         if self.on_bad_row == "stop":
             hint = "mend the row, or pass --on-bad-row skip"
             raise DatasetError(self.path, line=line, offset=offset, why=why, hint=hint)
-        self.rows.append(BadRow(line, offset, why, raw[:1000]))
+        self.rows.append(BadRow(line, offset, why, raw))
 
 
 def _not_a_number(name: str) -> Any:
@@ -144,7 +152,7 @@ def _read_jsonl(path: Path, on_bad_row: OnBadRow) -> Table:
         if not why:
             try:
                 row = json.loads(line.text, parse_constant=_not_a_number)
-                why, at = _unfit(row), line.offset
+                why, at = _unfit(row, line.text), line.offset
             except json.JSONDecodeError as error:
                 why, at = f"is not one JSON object: {error.msg}", line.byte_of(error.pos)
             except (ValueError, RecursionError) as error:
@@ -159,80 +167,103 @@ def _read_jsonl(path: Path, on_bad_row: OnBadRow) -> Table:
     return Table(tuple(columns), rows, lines, path.name, "utf-8", tuple(bad.rows))
 
 
-def _unfit(row: Any) -> str:
+def _unfit(row: Any, line: str) -> str:
     """Why a JSON value cannot be a row; empty if it can."""
     if not isinstance(row, dict):
         return "is not a JSON object"
-    for name, value in row.items():
-        if isinstance(value, str) and ("\0" in value or SURROGATE.search(value)):
-            return f"{name!r} holds a NUL or half a surrogate pair"
+    if "\\u" in line:  # only an escape brings such characters in
+        for name, value in row.items():
+            if any(UNFIT.search(text) for text in _texts([name, value])):
+                return f"{name.encode('utf-8', 'backslashreplace').decode()!r} holds a NUL or half a surrogate pair"
     return ""
 
 
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for part in value if isinstance(value, list) else itertools.chain(*value.items()):
+            yield from _texts(part)
+
+
 class _Source:
-    """The lines of a file for the csv module, with their ends, remembering those of the row that is being read."""
+    """The lines of a file for the csv module, remembering those of the row that is being read."""
 
     def __init__(self, path: Path, encoding: str) -> None:
         self.lines: Iterator[Line] = text_lines(path, encoding)
+        self.again: deque[Line] = deque()  # lines that are read once more, before those that follow
         self.row: list[Line] = []
 
-    def again(self, lines: Sequence[Line]) -> None:
-        """Give these lines once more before those that follow."""
-        self.lines = itertools.chain(lines, self.lines)
-
     def __iter__(self) -> Iterator[str]:
-        while (line := next(self.lines, None)) is not None:
+        while True:
+            line = self.again.popleft() if self.again else next(self.lines, None)
+            if line is None:
+                return
             self.row.append(line)
-            yield line.text + "\r\n"
+            yield line.text + "\n"
 
 
 def _read_csv(path: Path, on_bad_row: OnBadRow) -> Table:
     encoding, bad = detect_encoding(path), _Bad(path, on_bad_row)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(path, encoding)
-    csv.field_size_limit(MAX_LINE_BYTES)
-    source, header = _Source(path, encoding), list[str]()
-    reader = csv.reader(source, delimiter=delimiter, strict=True)
+    header: list[str] = []
     rows, lines = list[dict[str, Any]](), list[int]()
-    while True:
-        source.row.clear()
-        try:
-            cells, why = next(reader), ""
-        except StopIteration:
-            break
-        except csv.Error as error:
-            cells, why = [], f"is not CSV: {error}"
-        first, broken = source.row[0], next((line for line in source.row if line.why), None)
-        if broken is not None:
-            # A line that cannot be read spoils the row that it belongs to, and no other.
-            bad(broken.number, broken.at, broken.why, "\n".join(line.text for line in source.row))
-        elif why:
-            bad(first.number, first.offset, why, first.text)
-            # A stray quote swallows the lines behind it; they are read again without it.
-            source.again(source.row[1:])
-            reader = csv.reader(source, delimiter=delimiter, strict=True)
-        elif not header:
-            header = _header(path, cells, first.number)
+    for cells, spoilt, first, raw in _csv_rows(path, encoding, delimiter):
+        if spoilt and not header:
+            _Bad(path, "stop")(*spoilt, raw)  # no row can be read without the header
+        elif spoilt:
+            bad(*spoilt, raw)
         elif not any(cell.strip() for cell in cells):
             continue
+        elif not header:
+            header = [name.strip() or f"column_{i}" for i, name in enumerate(cells, 1)]
+            _refuse_twice(path, header, first.number)
         elif len(cells) != len(header):
-            why = f"has {len(cells)} cells, the header has {len(header)}"
-            bad(first.number, first.offset, why, delimiter.join(cells))
+            bad(first.number, first.offset, f"has {len(cells)} cells, the header has {len(header)}", raw)
         else:
             rows.append(dict(zip(header, cells, strict=True)))
             lines.append(first.number)
     return Table(tuple(header), rows, lines, path.name, encoding, tuple(bad.rows))
 
 
-def _header(path: Path, cells: Sequence[str], line: int) -> list[str]:
-    header = [name.strip() for name in cells]
-    twice = next((name for name in header if header.count(name) > 1), None)
+def _csv_rows(
+    path: Path, encoding: str, delimiter: str
+) -> Iterator[tuple[list[str], tuple[int, int, str] | None, Line, str]]:
+    """(cells, what spoils them: line, byte and why; the first line; the row as it was)."""
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
+    source = _Source(path, encoding)
+    reader = csv.reader(source, delimiter=delimiter, strict=True)
+    while True:
+        source.row.clear()
+        try:
+            cells, why = next(reader), ""
+        except StopIteration:
+            return
+        except csv.Error as error:
+            cells, why = [], f"is not CSV: {error}"
+        first, broken = source.row[0], next((line for line in source.row if line.why), None)
+        spoilt = None
+        if broken is not None and not why:
+            # A line that cannot be read spoils the row that it belongs to, and no other.
+            spoilt = broken.number, broken.at, broken.why
+        elif why:
+            spoilt = (first.number, first.at, first.why) if first.why else (first.number, first.offset, why)
+            # A stray quote swallows the lines behind it; they are read again without it.
+            source.again.extendleft(reversed(source.row[1:]))
+            del source.row[1:]
+            reader = csv.reader(source, delimiter=delimiter, strict=True)
+        yield cells, spoilt, first, "\n".join(line.text for line in source.row)
+
+
+def _refuse_twice(path: Path, names: Sequence[str], line: int | None = None) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DatasetError(path, line=line, field=twice, why="two columns have this name", hint="rename one")
-    return header
 
 
 def _delimiter(path: Path, encoding: str) -> str:
     """The mark that the header line holds most of, outside quotes."""
-    header = next((line.text for line in text_lines(path, encoding)), "")
+    header = next((line.text for line in text_lines(path, encoding) if line.text.strip()), "")
     bare = "".join(header.split('"')[::2])
     return max(",\t;", key=lambda mark: (bare.count(mark), mark == ","))

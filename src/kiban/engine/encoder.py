@@ -50,8 +50,10 @@ class EncoderPlan:
     """
 
     def __init__(self, loaded: zoo.Loaded, *, max_len: int | None = None, dtype: torch.dtype = torch.float32) -> None:
-        """max_len: texts are cut after so many tokens. Raises ConfigError if the model is not an encoder."""
-        if loaded.family.traits.causal or loaded.tokenizer is None:
+        """max_len: texts are cut after so many tokens. Raises ConfigError if the model is no encoder of texts."""
+        if loaded.tokenizer is None:
+            raise ConfigError(loaded.source, why="has no tokenizer, which an encoder of texts needs")
+        if loaded.family.traits.causal:
             raise ConfigError(
                 loaded.source, why="is not an encoder", hint="choose a model that embeds (`kiban models`)"
             )

@@ -6,6 +6,8 @@ of the same values, with which prompts are read.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,6 +16,7 @@ from kiban.engine.probe import crossover
 from kiban.engine.reordered import Reordered
 
 GROUP = 32
+PIECE = 256  # rows that are quantised at once, so that intermediate results stay near the processor
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -38,10 +41,11 @@ class Packed:
     few_rows None: there is no copy, and all go through the kernel.
     """
 
-    def __init__(self, bias: Tensor | None, values: Tensor, few_rows: int | None) -> None:
+    def __init__(self, bias: Tensor | None, values: Callable[[], Tensor], few_rows: int | None) -> None:
+        """values: the weight that the codes stand for; made only if there is to be a copy."""
         self.bias = None if bias is None else bias.to(torch.bfloat16)
         self.few_rows = few_rows
-        self.wide = None if few_rows is None else Reordered(values.to(torch.bfloat16), self.bias)
+        self.wide = None if few_rows is None else Reordered(values().to(torch.bfloat16), self.bias)
 
     def kernel(self, x: Tensor) -> Tensor:
         """x (M, K) to (M, N), without bias."""
@@ -72,7 +76,7 @@ class Int8(Packed):
         self.scale = (weight.abs().amax(-1).clamp(min=1e-12) / 127).to(torch.bfloat16)
         scale = self.scale.float()[:, None]
         self.codes = (weight / scale).round().clamp(-127, 127).to(torch.int8)
-        super().__init__(bias, self.codes.float() * scale, few_rows)
+        super().__init__(bias, lambda: self.codes.float() * scale, few_rows)
 
     def kernel(self, x: Tensor) -> Tensor:
         return torch.as_tensor(torch.ops.aten._weight_int8pack_mm(x, self.codes, self.scale))
@@ -92,9 +96,7 @@ class Int4(Packed):
         pairs = torch.stack((scale, minimum + 8 * scale), dim=-1).to(torch.bfloat16)
         self.pairs = pairs.transpose(0, 1).contiguous()
         self.packed: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
-        scale, zero = pairs.float()[..., None].unbind(2)  # (N, K / 32, 1)
-        values = ((codes.view(len(codes), -1, GROUP).float() - 8) * scale + zero).flatten(1)
-        super().__init__(bias, values, few_rows)
+        super().__init__(bias, lambda: _values4(codes, pairs), few_rows)
 
     def kernel(self, x: Tensor) -> Tensor:
         return torch.as_tensor(torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, GROUP, self.pairs))
@@ -102,6 +104,12 @@ class Int4(Packed):
     @property
     def kernel_bytes(self) -> int:
         return self.packed.numel() * self.packed.element_size() + 2 * self.pairs.numel()
+
+
+def _values4(codes: Tensor, pairs: Tensor) -> Tensor:
+    """codes (N, K) and the kernel's scale and zero (N, K / 32, 2) to values (N, K)."""
+    scale, zero = pairs.float()[..., None].unbind(2)  # (N, K / 32, 1)
+    return ((codes.view(len(codes), -1, GROUP).float() - 8) * scale + zero).flatten(1)
 
 
 def fits_int4(weight: Tensor) -> bool:
@@ -116,6 +124,10 @@ def quantise4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     the largest magnitude has the code 0 and zero the code 8. ggml makes Q4_1 and Q4_0 so; the codes of a model that was
     stored in one of them are therefore found again exactly.
     """
+    if len(weight) > PIECE:
+        pieces = [quantise4(piece) for piece in torch.split(weight, PIECE)]
+        codes, scale, start = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        return codes, scale, start
     groups = weight.float().reshape(len(weight), -1, GROUP)  # (N, K / 32, 32)
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
@@ -136,6 +148,7 @@ def rows_for_kernel(layer: Packed) -> int | None:
     """
     wide = layer.wide
     assert wide is not None
-    inputs = {size: torch.randn(size, wide.num_in).to(torch.bfloat16) for size in SIZES}
+    generator = torch.Generator().manual_seed(0)
+    inputs = {size: torch.randn(size, wide.num_in, generator=generator).to(torch.bfloat16) for size in SIZES}
     rows = crossover(lambda size: layer.kernel(inputs[size]), lambda size: wide(inputs[size]), SIZES)
     return None if rows == SIZES[-1] else max(rows, 1)

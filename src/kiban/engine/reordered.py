@@ -6,6 +6,7 @@ The operators are those that torch's own compiler uses on CPUs; where torch was 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,9 +17,19 @@ TYPICAL_ROWS = 512
 
 
 def available(weight: Tensor) -> bool:
-    """Whether torch can lay out this weight."""
-    has_library: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return weight.device.type == "cpu" and has_library and hasattr(torch.ops, "mkldnn")
+    """Whether torch can lay out this weight, here and in its dtype."""
+    return weight.device.type == "cpu" and _works(weight.dtype)
+
+
+@cache
+def _works(dtype: torch.dtype) -> bool:
+    """Tried, since it hangs on the processor too: without AVX-512 or newer instructions oneDNN refuses bf16."""
+    try:
+        weight = torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 16, dtype=dtype), TYPICAL_ROWS)
+        torch.ops.mkldnn._linear_pointwise(torch.zeros(1, 16, dtype=dtype), weight, None, "none", [], "none")
+    except (AttributeError, RuntimeError):
+        return False
+    return True
 
 
 class Reordered:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from kiban.errors import FormatError
+from kiban.errors import ConfigError, FormatError
 from kiban.inputs.japanese import normalise_aligned, words
 
 
@@ -29,45 +32,97 @@ class Backend(Protocol):
     def token_to_id(self, token: str) -> int | None: ...
     def control_tokens(self) -> dict[str, int]: ...
     def ids(self, texts: Sequence[str], *, add_special: bool, parse_special: bool) -> list[list[int]]: ...
+    def mixed(self, parts: Sequence[str | int]) -> list[int]: ...
     def encode(self, text: str, pair: str | None, *, add_special: bool) -> Encoding: ...
     def decode(self, ids: Sequence[int], *, skip_special: bool) -> str: ...
     def files(self) -> dict[str, str | bytes]: ...
 
 
+def split_controls(text: str, controls: Mapping[str, int]) -> list[str | int]:
+    """A text in parts: control tokens as their ids, what stands between them as text."""
+    names = sorted(controls, key=len, reverse=True)
+    pattern = "(" + "|".join(map(re.escape, names)) + ")" if names else "(?!)()"
+    return [controls.get(part, part) for part in re.split(pattern, text) if part]
+
+
+@contextmanager
+def _library(name: str) -> Iterator[None]:
+    """A library's refusals as FormatError; a panic of Rust code is no Exception and has no class that can be named."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise FormatError("tokenizer", why=f"{name} fails on it: {error}") from error
+
+
 class Fast:
-    """A `tokenizers.Tokenizer`. Two copies: one reads control tokens in a text as such, the other as plain text."""
+    """A `tokenizers.Tokenizer`, and a sealed copy in which control tokens have secret names.
+
+    The library offers to read control tokens as plain text, but a unigram or word-level model still finds them in its
+    vocabulary; under a name that nobody knows they cannot be typed.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
-        from tokenizers import Tokenizer
-
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        self.parsing = tokenizer
-        self.plain = Tokenizer.from_str(tokenizer.to_str())
-        self.plain.encode_special_tokens = True
+        self.open = tokenizer
         self.vocab_size = int(tokenizer.get_vocab_size(with_added_tokens=True))
+        added = tokenizer.get_added_tokens_decoder()
+        self.controls = {token.content: int(id) for id, token in added.items() if token.special and token.content}
+        self.secrets = {name: f"\ue000{secrets.token_hex(12)}\ue001" for name in self.controls}
+        with _library("tokenizers"):
+            self.sealed = _sealed(tokenizer.to_str(), self.secrets)
 
     def token_to_id(self, token: str) -> int | None:
-        found = self.parsing.token_to_id(token)
+        found = self.open.token_to_id(token)
         return None if found is None else int(found)
 
     def control_tokens(self) -> dict[str, int]:
-        added = self.parsing.get_added_tokens_decoder()
-        return {token.content: int(id) for id, token in added.items() if token.special}
+        return self.controls
 
     def ids(self, texts: Sequence[str], *, add_special: bool, parse_special: bool) -> list[list[int]]:
-        tokenizer = self.parsing if parse_special else self.plain
-        return [list(e.ids) for e in tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special)]
+        tokenizer = self.open if parse_special else self.sealed
+        with _library("tokenizers"):
+            return [list(e.ids) for e in tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special)]
+
+    def mixed(self, parts: Sequence[str | int]) -> list[int]:
+        names = {id: self.secrets[name] for name, id in self.controls.items()}
+        text = "".join(part if isinstance(part, str) else names[part] for part in parts)
+        return self.ids([text], add_special=False, parse_special=False)[0]
 
     def encode(self, text: str, pair: str | None, *, add_special: bool) -> Encoding:
-        found = self.plain.encode(text, pair, add_special_tokens=add_special)
+        with _library("tokenizers"):
+            found = self.sealed.encode(text, pair, add_special_tokens=add_special)
         return Encoding(list(found.ids), list(found.type_ids), list(found.offsets))
 
     def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
-        return str(self.parsing.decode(list(ids), skip_special_tokens=skip_special))
+        with _library("tokenizers"):
+            return str(self.open.decode(list(ids), skip_special_tokens=skip_special))
 
     def files(self) -> dict[str, str | bytes]:
-        return {"tokenizer.json": self.parsing.to_str(pretty=False)}
+        return {"tokenizer.json": self.open.to_str(pretty=False)}
+
+
+def _sealed(data: str, secret: Mapping[str, str]) -> Any:
+    """A tokenizer.json with other names for some of its tokens, opened."""
+    from tokenizers import Tokenizer
+
+    values = json.loads(data)
+    for token in values["added_tokens"]:
+        if token["content"] in secret:
+            token |= {"content": secret[token["content"]], "normalized": False}
+    model = values["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {secret.get(token, token): id for token, id in model["vocab"].items()}
+    else:
+        model["vocab"] = [[secret.get(token, token), score] for token, score in model["vocab"]]
+    if "merges" in model:
+        pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+        model["merges"] = [pair for pair in pairs if not secret.keys() & {*pair, "".join(pair)}]
+    if model.get("unk_token") in secret:
+        model["unk_token"] = secret[model["unk_token"]]
+    return Tokenizer.from_str(json.dumps(values, ensure_ascii=False))
 
 
 class SentencePiece:
@@ -77,38 +132,39 @@ class SentencePiece:
         import sentencepiece
 
         self.data = path.read_bytes()
+        if not self.data:  # to the library, nothing given
+            raise FormatError(path, why="is empty")
         try:
             self.model = sentencepiece.SentencePieceProcessor(model_proto=self.data)
             self.vocab_size = int(self.model.vocab_size())
-        except (RuntimeError, OSError, TypeError) as error:
+            pieces = [str(self.model.id_to_piece(i)) for i in range(self.vocab_size)]
+        except (RuntimeError, OSError, TypeError, ValueError) as error:
             raise FormatError(path, why=f"is not a sentencepiece model: {error}") from error
         self.bos = int(self.model.bos_id())
+        self.controls = {piece: i for i, piece in enumerate(pieces) if self.model.is_control(i)}
 
     def token_to_id(self, token: str) -> int | None:
         id = int(self.model.piece_to_id(token))
         return id if self.model.id_to_piece(id) == token else None
 
     def control_tokens(self) -> dict[str, int]:
-        ids = [i for i in range(min(self.vocab_size, 1000)) if self.model.is_control(i)]
-        return {str(self.model.id_to_piece(i)): i for i in ids}
+        return self.controls
 
     def ids(self, texts: Sequence[str], *, add_special: bool, parse_special: bool) -> list[list[int]]:
         front = [self.bos] if add_special and self.bos >= 0 else []
-        if not parse_special:
-            return [front + list(row) for row in self.model.encode(list(texts))]
-        pattern = re.compile("|".join(re.escape(token) for token in self.control_tokens()) or r"(?!)")
-        rows = []
-        for text in texts:
-            row, at = list(front), 0
-            for match in pattern.finditer(text):
-                row += self.model.encode(text[at : match.start()]) if match.start() > at else []
-                row.append(self.model.piece_to_id(match[0]))
-                at = match.end()
-            rows.append(row + list(self.model.encode(text[at:])) if at < len(text) else row)
-        return rows
+        if parse_special:
+            return [front + self.mixed(split_controls(text, self.controls)) for text in texts]
+        return [front + list(row) for row in self.model.encode(list(texts))]
+
+    def mixed(self, parts: Sequence[str | int]) -> list[int]:
+        ids: list[int] = []
+        for part in parts:
+            ids += [part] if isinstance(part, int) else self.model.encode(part)
+        return ids
 
     def encode(self, text: str, pair: str | None, *, add_special: bool) -> Encoding:
-        assert pair is None, "sentencepiece models take single texts"
+        if pair is not None:
+            raise ConfigError("encode_pair", why="a sentencepiece model takes single texts")
         found = self.model.encode(text, out_type="offset_mapping")
         front = [self.bos] if add_special and self.bos >= 0 else []
         ids = front + list(found["ids"])
@@ -116,8 +172,8 @@ class SentencePiece:
         return Encoding(ids, [0] * len(ids), offsets)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
-        kept = [int(id) for id in ids if not (skip_special and self.model.is_control(int(id)))]
-        return str(self.model.decode(kept))
+        known = [id for id in ids if id < self.vocab_size]  # a model may have more outputs than there are tokens
+        return str(self.model.decode([id for id in known if not (skip_special and self.model.is_control(id))]))
 
     def files(self) -> dict[str, str | bytes]:
         return {"tokenizer.model": self.data}
@@ -129,10 +185,10 @@ class JapaneseBert:
     Unlike Hugging Face's, it gives offsets into the text as it was before normalisation.
     """
 
-    def __init__(self, vocabulary: Sequence[str], *, characters: bool, lower: bool, settings: dict[str, Any]) -> None:
+    def __init__(self, vocabulary: Sequence[str], *, characters: bool, lower: bool) -> None:
         self.vocabulary = {token: id for id, token in enumerate(vocabulary)}
         self.tokens, self.vocab_size = list(vocabulary), len(vocabulary)
-        self.characters, self.lower, self.settings = characters, lower, settings
+        self.characters, self.lower = characters, lower
         self.cls, self.sep, self.unk = (self.vocabulary[t] for t in ("[CLS]", "[SEP]", "[UNK]"))
 
     def token_to_id(self, token: str) -> int | None:
@@ -174,18 +230,15 @@ class JapaneseBert:
         return ids, offsets
 
     def ids(self, texts: Sequence[str], *, add_special: bool, parse_special: bool) -> list[list[int]]:
-        controls = self.control_tokens()
-        pattern = re.compile("|".join(re.escape(token) for token in controls))
-        rows = []
-        for text in texts:
-            row: list[int] = []
-            at = 0
-            for match in pattern.finditer(text) if parse_special else ():
-                row += [*self._encode(text[at : match.start()])[0], controls[match[0]]]
-                at = match.end()
-            row += self._encode(text[at:])[0]
-            rows.append([self.cls, *row, self.sep] if add_special else row)
-        return rows
+        controls = self.control_tokens() if parse_special else {}
+        rows = [self.mixed(split_controls(text, controls)) for text in texts]
+        return [[self.cls, *row, self.sep] if add_special else row for row in rows]
+
+    def mixed(self, parts: Sequence[str | int]) -> list[int]:
+        ids: list[int] = []
+        for part in parts:
+            ids += [part] if isinstance(part, int) else self._encode(part)[0]
+        return ids
 
     def encode(self, text: str, pair: str | None, *, add_special: bool) -> Encoding:
         ids, offsets = self._encode(text)
@@ -201,7 +254,7 @@ class JapaneseBert:
 
     def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
         special = set(self.control_tokens().values()) if skip_special else set()
-        text = " ".join(self.tokens[id] for id in ids if id not in special)
+        text = " ".join(self.tokens[id] for id in ids if id not in special and id < self.vocab_size)
         return text.replace(" ##", "")
 
     def files(self) -> dict[str, str | bytes]:

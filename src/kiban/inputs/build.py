@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import subprocess
@@ -16,13 +17,35 @@ from kiban.inputs.backends import Backend, Fast, JapaneseBert, SentencePiece
 
 MAX_TOKENIZER_BYTES = 128 * 2**20
 CHECK_SECONDS = 30
-# What the child does: open the file and try texts that make careless patterns explode.
+# What the child does: open the file and try texts that make careless patterns explode, among them runs of every
+# character that the file's own rules name.
 CHECK = """
-import sys, tokenizers
-t = tokenizers.Tokenizer.from_file(sys.argv[1])
+import json, sys
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+except (ImportError, ValueError, OSError):
+    pass
+import tokenizers
+data = open(sys.argv[1], encoding="utf-8").read()
+t = tokenizers.Tokenizer.from_str(data)
 t.no_padding(); t.no_truncation()
-for text in ("", "a b", "東京 2026", "a" * 4000 + "!", " " * 4000, "1" * 4000, "あ" * 4000):
-    if len(t.encode(text).ids) > 100_000: sys.exit(3)
+def texts(rule):
+    if isinstance(rule, str):
+        yield rule
+    elif isinstance(rule, (list, dict)):
+        for part in rule.values() if isinstance(rule, dict) else rule:
+            yield from texts(part)
+file = json.loads(data)
+named = {c for part in ("normalizer", "pre_tokenizer") for text in texts(file.get(part)) for c in text[:200]}
+for i, c in enumerate(["a", " ", "1", "\\u3042", *sorted(named)[:200]]):
+    size = 4000 if i < 4 else 1000
+    for text in (c * size, c * size + "!", "x" + c * size + "\\0"):
+        if len(t.encode(text).ids) > 100_000: sys.exit("a short text becomes very many tokens")
+for text in ("", "a b", "\\u6771\\u4eac 2026"):
+    ids = t.encode(text, text).ids
+    if len(ids) > 1000 or len(t.decode(ids)) > 100_000: sys.exit("a short text grows without bound")
+if len(t.decode(list(range(min(t.get_vocab_size(), 1000))))) > 10_000_000: sys.exit("a short text grows without bound")
 """
 
 
@@ -78,8 +101,9 @@ def _checked(path: Path) -> Any:
         if done.returncode:
             words = done.stderr.decode("utf-8", "replace").strip().splitlines()
             raise FormatError(path, why=f"is not a usable tokenizer: {words[-1] if words else 'it ends the process'}")
-        verdict.parent.mkdir(parents=True, exist_ok=True)
-        verdict.touch()
+        with contextlib.suppress(OSError):  # a home that cannot be written only costs the next opening a check
+            verdict.parent.mkdir(parents=True, exist_ok=True)
+            verdict.touch()
     return Tokenizer.from_str(data.decode("utf-8"))
 
 
@@ -95,20 +119,24 @@ def _from_vocab(path: Path, settings: Mapping[str, Any]) -> Backend:
     if settings.get("word_tokenizer_type") == "mecab" or settings.get("tokenizer_class") == "BertJapaneseTokenizer":
         characters = settings.get("subword_tokenizer_type") == "character"
         lower = bool(settings.get("do_lower_case", False))
-        return JapaneseBert(tokens, characters=characters, lower=lower, settings=dict(settings))
+        return JapaneseBert(tokens, characters=characters, lower=lower)
     from tokenizers import BertWordPieceTokenizer, Tokenizer
 
     lower = bool(settings.get("do_lower_case", True))
     chinese = bool(settings.get("tokenize_chinese_chars", True))
     wordpiece = BertWordPieceTokenizer(
-        {token: id for id, token in enumerate(tokens)}, lowercase=lower, handle_chinese_chars=chinese
+        {token: id for id, token in enumerate(tokens)},
+        lowercase=lower,
+        handle_chinese_chars=chinese,
+        strip_accents=settings.get("strip_accents"),
     )
     return Fast(Tokenizer.from_str(wordpiece.to_str()))
 
 
 # GGUF ---------------------------------------------------------------------------------------------------------------
 
-CONTROL, USER_DEFINED, BYTE = 3, 4, 6  # tokenizer.ggml.token_type
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # tokenizer.ggml.token_type
+MAX_TOKEN = 512  # characters
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 PATTERNS = {"qwen2": _WORDS % r"\p{N}", "llama-bpe": _WORDS % r"\p{N}{1,3}", "llama3": _WORDS % r"\p{N}{1,3}"}
 DIGITS_APART = ("smollm", "starcoder", "refact", "command-r")
@@ -120,14 +148,17 @@ def from_gguf(metadata: Mapping[str, Any], tokens: Sequence[str], special: Mappi
     from tokenizers import AddedToken, processors
 
     kind = metadata.get("tokenizer.ggml.model")
-    types = metadata.get("tokenizer.ggml.token_type") or [1] * len(tokens)
-    if len(types) != len(tokens):
+    types = metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
+    if not isinstance(types, list) or len(types) != len(tokens):
         raise FormatError("GGUF metadata", field="tokenizer.ggml.token_type", why="has another length than the tokens")
+    if len({*tokens}) != len(tokens) or max(map(len, tokens), default=0) > MAX_TOKEN:
+        why = f"holds a token twice, or one longer than {MAX_TOKEN} characters"
+        raise FormatError("GGUF metadata", field="tokenizer.ggml.tokens", why=why)
     if kind == "gpt2":
         tokenizer = _byte_level(metadata, tokens)
         add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", False))
     elif kind == "llama":
-        tokenizer = _sentencepiece_like(metadata, tokens)
+        tokenizer = _sentencepiece_like(metadata, tokens, types)
         add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", True))
     else:
         raise FormatError("GGUF metadata", field="tokenizer.ggml.model", why=f"{kind!r} is not a tokenizer kiban knows")
@@ -148,7 +179,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str]) -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     merges = metadata.get("tokenizer.ggml.merges")
-    if not isinstance(merges, list) or not all(isinstance(m, str) and m.count(" ") == 1 for m in merges):
+    if not isinstance(merges, list) or not all(isinstance(merge, str) and merge.count(" ") == 1 for merge in merges):
         raise FormatError("GGUF metadata", field="tokenizer.ggml.merges", why="is missing or malformed")
     try:
         pairs = [tuple(merge.split(" ")) for merge in merges]
@@ -157,6 +188,8 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str]) -> Any:
         raise FormatError("GGUF metadata", field="tokenizer.ggml.merges", why=str(error)) from error
     split = metadata.get("tokenizer.ggml.pre", "default")
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    if not isinstance(split, str):
+        raise FormatError("GGUF metadata", field="tokenizer.ggml.pre", why="is not a text")
     if split in PATTERNS:
         cut = pre_tokenizers.Split(Regex(PATTERNS[split]), behavior="isolated")
         bare = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -173,22 +206,26 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str]) -> Any:
     return tokenizer
 
 
-def _sentencepiece_like(metadata: Mapping[str, Any], tokens: Sequence[str]) -> Any:
+def _sentencepiece_like(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> Any:
     """Llama's BPE of sentencepiece: the merge order follows from the scores; unknown characters fall back to bytes."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     scores = metadata.get("tokenizer.ggml.scores")
-    if not isinstance(scores, list) or len(scores) != len(tokens):
+    if not isinstance(scores, list) or len(scores) != len(tokens) or not all(isinstance(s, float) for s in scores):
         raise FormatError("GGUF metadata", field="tokenizer.ggml.scores", why="is missing or has another length")
+    unknown = metadata.get("tokenizer.ggml.unknown_token_id", 0)
+    if not isinstance(unknown, int) or not 0 <= unknown < len(tokens):
+        raise FormatError("GGUF metadata", field="tokenizer.ggml.unknown_token_id", why="is no token")
     vocabulary = {token: id for id, token in enumerate(tokens)}
     merges: list[tuple[float, int, int, str, str]] = []
-    for token, score in zip(tokens, scores, strict=True):
+    for token, score, number in zip(tokens, scores, types, strict=True):
+        if number != NORMAL:
+            continue  # nothing that a user types may grow into a control token
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
             if left in vocabulary and right in vocabulary:
                 merges.append((-score, vocabulary[left], vocabulary[right], left, right))
     merges.sort()
-    unknown = metadata.get("tokenizer.ggml.unknown_token_id", 0)
     model = models.BPE(
         vocabulary,
         [(left, right) for *_, left, right in merges],

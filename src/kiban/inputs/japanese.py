@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -12,6 +14,9 @@ Engine = Literal["mecab", "sudachi"]
 
 # Dashes and tildes that Japanese systems exchange for each other; NFKC leaves them apart.
 VARIANTS = str.maketrans({"〜": "～", "−": "-", "‐": "-", "–": "-", "—": "―", "‾": "￣"})
+
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -33,15 +38,14 @@ def normalise(text: str, *, variants: bool = False) -> str:
 
 def normalise_aligned(text: str) -> tuple[str, list[tuple[int, int]]]:
     """NFKC, and for every character of the result the (start, end) of its source in text."""
-    if text.isascii():
+    if unicodedata.is_normalized("NFKC", text):
         return text, [(i, i + 1) for i in range(len(text))]
     result: list[str] = []
     spans: list[tuple[int, int]] = []
     start = 0
     while start < len(text):
         end = start + 1
-        # Combining marks (and the half-width voiced sound marks) join the character before them.
-        while end < len(text) and (unicodedata.combining(text[end]) or text[end] in "ﾞﾟ" or _hangul(text[end])):
+        while end < len(text) and _joins(text[end]):
             end += 1
         piece = unicodedata.normalize("NFKC", text[start:end])
         result.append(piece)
@@ -50,8 +54,16 @@ def normalise_aligned(text: str) -> tuple[str, list[tuple[int, int]]]:
     return "".join(result), spans
 
 
-def _hangul(character: str) -> bool:
-    return "\u1160" <= character <= "\u11ff"  # vowels and finals, composed by NFKC with what stands before
+@lru_cache(maxsize=65536)
+def _joins(character: str) -> bool:
+    """Whether NFKC may compose this character with one before it, or move it: marks, vowels and finals of hangul."""
+    first = unicodedata.normalize("NFKD", character)[0]
+    return unicodedata.category(first)[0] == "M" or "\u1160" <= first <= "\u11ff"
+
+
+def without_surrogates(text: str) -> str:
+    """text with U+FFFD for each lone surrogate, which UTF-8 has no bytes for."""
+    return SURROGATE.sub("\ufffd", text)
 
 
 def words(text: str, *, engine: Engine = "mecab", mode: Literal["A", "B", "C"] = "C") -> list[Word]:
@@ -59,7 +71,7 @@ def words(text: str, *, engine: Engine = "mecab", mode: Literal["A", "B", "C"] =
 
     Text is normalised first; offsets are into the text as given. Spaces are in no word.
     """
-    clean, spans = normalise_aligned(text)
+    clean, spans = normalise_aligned(without_surrogates(text))
     surfaces = _mecab_surfaces(clean) if engine == "mecab" else _sudachi_surfaces(clean, mode)
     result, at = [], 0
     for surface in surfaces:
@@ -110,21 +122,33 @@ def _pieces(text: str, size: int) -> list[str]:
 
 @lru_cache(maxsize=8192)
 def _script(character: str) -> str:
-    """kana, han, latin or other."""
+    """kana, han, latin, other letters, or none."""
     if "\u3040" <= character <= "\u30ff" or "\uff66" <= character <= "\uff9f":
         return "kana"
     if "\u4e00" <= character <= "\u9fff" or "\u3400" <= character <= "\u4dbf":
         return "han"
-    return "latin" if character.isalpha() and ord(character) < 0x250 else "other"
+    if not character.isalpha():
+        return "none"
+    return "latin" if ord(character) < 0x250 or "Ａ" <= character <= "ｚ" else "other"
 
 
 def detect_language(text: str) -> Literal["ja", "en", "other"]:
-    """By script: a fifth of kana or kanji makes Japanese; kanji without any kana in a long text does not."""
-    counts = {"kana": 0, "han": 0, "latin": 0, "other": 0}
-    for character in text:
-        counts[_script(character)] += 1
-    letters = counts["kana"] + counts["han"] + counts["latin"]
+    """By script: a fifth of kana or kanji makes Japanese; kanji without any kana in a long text does not.
+
+    Every text in Latin letters is "en".
+    """
+    counts = Counter(map(_script, text))
+    letters = counts.total() - counts["none"]
     japanese = counts["kana"] + counts["han"]
-    if letters and japanese / letters >= 0.2 and (counts["kana"] or len(text) < 20):
+    if letters and japanese / letters >= 0.2 and (counts["kana"] or (len(text) < 20 and _in_japan(text))):
         return "ja"
     return "en" if counts["latin"] and counts["latin"] >= 0.8 * letters else "other"
+
+
+def _in_japan(text: str) -> bool:
+    """Whether the kanji of a text are all in Japanese use; the simplified ones of China are not."""
+    try:
+        "".join(character for character in text if _script(character) == "han").encode("cp932")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from kiban.errors import ConfigError, FormatError
 from kiban.inputs import build
-from kiban.inputs.backends import Backend, Encoding, SentencePiece
+from kiban.inputs.backends import Backend, Encoding, SentencePiece, split_controls
 from kiban.inputs.batch import pad_batch
 from kiban.inputs.chat import render
+from kiban.inputs.japanese import without_surrogates
 
 __all__ = ["Encoding", "Stream", "Tokenizer", "pad_batch"]
 
@@ -54,11 +55,7 @@ class Tokenizer:
         Raises ModelNotFoundError if none is there, FormatError or LimitError if one is unfit.
         """
         backend, settings = build.open_folder(folder)
-        template = settings.get("chat_template")
-        if (folder / "chat_template.jinja").is_file():
-            template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-        if isinstance(template, list):  # several named templates
-            template = next((t.get("template") for t in template if t.get("name") == "default"), None)
+        template = _template(folder / "chat_template.jinja", settings.get("chat_template"))
         longest = settings.get("model_max_length")
         known = longest if isinstance(longest, int) and 0 < longest < 10**9 else None
         special = _special_texts(settings)
@@ -83,9 +80,11 @@ class Tokenizer:
         kind = metadata.get("general.architecture")
         longest = metadata.get(f"{kind}.context_length")
         template = metadata.get("tokenizer.chat_template")
-        backend = build.from_gguf(metadata, tokens, special)
         return cls(
-            backend, special=special, chat_template=template, max_len=longest if isinstance(longest, int) else None
+            build.from_gguf(metadata, tokens, special),
+            special=special,
+            chat_template=template if isinstance(template, str) else None,
+            max_len=longest if isinstance(longest, int) else None,
         )
 
     # Text to ids ----------------------------------------------------------------------------------------------------
@@ -108,30 +107,39 @@ class Tokenizer:
         parse_special: bool = False,
     ) -> list[list[int]]:
         """Token ids of many texts, in parallel where the library can."""
-        clean = [_clean(text) for text in texts]
+        clean = [without_surrogates(text) for text in texts]
         rows = self.backend.ids(clean, add_special=add_special, parse_special=parse_special)
         if max_len is None or all(len(row) <= max_len for row in rows):
             return rows
-        tail = self._num_closing() if add_special else 0
+        front, tail = self._frame if add_special else (0, 0)
+        _check_length(max_len, front + tail)
         return [row if len(row) <= max_len else row[: max_len - tail] + row[len(row) - tail :] for row in rows]
 
     def encode_with_offsets(self, text: str, *, add_special: bool = True) -> Encoding:
         """Token ids with their places in text."""
-        return self.backend.encode(_clean(text), None, add_special=add_special)
+        return self.backend.encode(without_surrogates(text), None, add_special=add_special)
 
     def encode_pair(self, first: str, second: str, *, max_len: int | None = None) -> Encoding:
-        """Two texts in one sequence, as BERT takes them. If too long, the end of the second is dropped."""
-        found = self.backend.encode(_clean(first), _clean(second), add_special=True)
-        if max_len is None or len(found.ids) <= max_len:
+        """Two texts in one sequence, as BERT takes them. If too long, the second loses its end, then the first."""
+        first, second = without_surrogates(first), without_surrogates(second)
+        found = self.backend.encode(first, second, add_special=True)
+        excess = len(found.ids) - (max_len if max_len is not None else len(found.ids))
+        if max_len is None or excess <= 0:
             return found
-        tail = self._num_closing()
-        keep = [*range(max_len - tail), *range(len(found.ids) - tail, len(found.ids))]
+        a, b = map(len, self.backend.ids([first, second], add_special=False, parse_special=False))
+        _check_length(max_len, len(found.ids) - a - b)
+        front, tail = self._frame
+        from_b = min(excess, b)
+        ends = ((0, front + a - excess + from_b), (front + a, len(found.ids) - tail - from_b))
+        keep = [*range(*ends[0]), *range(*ends[1]), *range(len(found.ids) - tail, len(found.ids))]
         return Encoding(*([values[i] for i in keep] for values in (found.ids, found.segments, found.offsets)))
 
-    def _num_closing(self) -> int:
-        """Special tokens that stand behind a text."""
+    @cached_property
+    def _frame(self) -> tuple[int, int]:
+        """Numbers of special tokens before and behind a text."""
         bare, full = self.backend.ids(["a"], add_special=False, parse_special=False)[0], self.encode("a")
-        return len(full) - len(bare) - next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+        front = next(i for i in range(len(full) + 1) if full[i : i + len(bare)] == bare)
+        return front, len(full) - len(bare) - front
 
     # Ids to text ----------------------------------------------------------------------------------------------------
 
@@ -145,7 +153,7 @@ class Tokenizer:
 
     # Chat -----------------------------------------------------------------------------------------------------------
 
-    def chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> list[int]:
+    def chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> list[int]:
         """The prompt of a conversation by the model's own template, as ids.
 
         messages: {"role": ..., "content": ...}. Control tokens that someone typed inside a message stay plain text.
@@ -153,23 +161,24 @@ class Tokenizer:
         """
         if not self.chat_template:
             raise ConfigError("chat", why="this model has no chat template", hint="use generate() with a plain prompt")
-        # A random mark inside each control token that a message holds keeps the template's own ones apart from it.
-        mark = "\ue000" + secrets.token_hex(8) + "\ue001"
         controls = self.backend.control_tokens()
-        names = sorted(controls, key=len, reverse=True)
-        safe = [{**m, "content": _defuse(str(m.get("content", "")), names, mark)} for m in messages]
+        # A random mark inside each control token that a message holds keeps the template's own ones apart from it. It
+        # is of private characters, which no template changes.
+        mark = "".join(chr(0xE000 + secrets.randbelow(6400)) for _ in range(16))
+        parts = self._render(_defused(messages, controls, mark), add_generation_prompt)
+        # Two messages, or a template that edits one, may make a control token of pieces. Where breaking up all that
+        # could begin one changes the control tokens, that has happened.
+        strict = self._render(_defused(messages, {name[0] for name in controls}, mark), add_generation_prompt)
+        if [p for p in parts if isinstance(p, int)] != [p for p in strict if isinstance(p, int)]:
+            parts = strict
+        plain = [part.replace(mark, "") if isinstance(part, str) else part for part in parts]
+        return self.backend.mixed([part for part in plain if part != ""])
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> list[str | int]:
         special = {f"{name}_token": token for name, token in self.special.items()}
-        text = _clean(render(self.chat_template, safe, add_generation_prompt=add_generation_prompt, special=special))
-        if mark not in text:
-            return self.backend.ids([text], add_special=False, parse_special=True)[0]
-        ids: list[int] = []
-        for piece in re.split("(" + "|".join(re.escape(name) for name in names) + ")", text):
-            plain = piece.replace(mark, "")
-            if piece in controls:
-                ids.append(controls[piece])
-            elif plain:
-                ids += self.backend.ids([plain], add_special=False, parse_special=False)[0]
-        return ids
+        template = self.chat_template or ""
+        text = render(template, messages, add_generation_prompt=add_generation_prompt, special=special)
+        return split_controls(without_surrogates(text), self.backend.control_tokens())
 
     # Saving ---------------------------------------------------------------------------------------------------------
 
@@ -197,50 +206,67 @@ class Stream:
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
         self.tokenizer, self.skip_special = tokenizer, skip_special
-        self.ids: list[int] = []
-        self.given = 0  # characters of the pending text that were handed out
-        self.start = 0  # ids before it are settled
+        self.context: list[
+            int
+        ] = []  # the last ids that were given: a token's leading space depends on what precedes it
+        self.pending: list[int] = []  # ids that are not given yet
 
     def push(self, id: int) -> str:
         """Text that this id completes; empty while a character is not whole."""
-        self.ids.append(id)
-        text = self._text(self.start)
-        if text.endswith("\ufffd"):
+        self.pending.append(id)
+        new = self._new()
+        if not new or new.endswith("\ufffd"):
             return ""
-        new = text[self.given :]
-        self.given = len(text)
-        if len(self.ids) - self.start > 16:
-            # Keep a few ids as context: a token's leading space depends on what stands before it.
-            self.start = len(self.ids) - 4
-            self.given = len(self._text(self.start))
+        self.context, self.pending = self.pending, []
         return new
 
     def finish(self) -> str:
         """What is left, with a replacement character for bytes that never became one."""
-        text = self._text(self.start)
-        new, self.given = text[self.given :], len(text)
+        new = self._new()
+        self.context, self.pending = self.pending, []
         return new
 
-    def _text(self, start: int) -> str:
-        return self.tokenizer.decode(self.ids[start:], skip_special=self.skip_special)
+    def _new(self) -> str:
+        before, after = (
+            self.tokenizer.decode(ids, skip_special=self.skip_special)
+            for ids in (self.context, self.context + self.pending)
+        )
+        return after[len(before) :]
 
 
-def _clean(text: str) -> str:
-    """Lone surrogates cannot be encoded in UTF-8; they become replacement characters."""
-    return text.encode("utf-8", "replace").decode("utf-8") if any("\ud800" <= c <= "\udfff" for c in text) else text
+def _template(file: Path, setting: Any) -> str | None:
+    """The chat template of a folder: its own file, or one of its settings."""
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise FormatError(file, why=f"cannot be read: {error}") from error
+    if isinstance(setting, list):  # several named templates
+        named = [t for t in setting if isinstance(t, dict)]
+        setting = next((t.get("template") for t in named if t.get("name") == "default"), None)
+    return setting if isinstance(setting, str) else None
 
 
-def _defuse(text: str, controls: Sequence[str], mark: str) -> str:
-    """Put mark after the first character of every control token in text, so that it is none any more."""
-    for control in controls:
-        if control in text:
-            text = text.replace(control, control[0] + mark + control[1:])
-    return text
+def _check_length(max_len: int, num_special: int) -> None:
+    if max_len < num_special:
+        raise ConfigError("max_len", why=f"{max_len} leaves no room for {num_special} special tokens")
+
+
+def _defused(value: Any, controls: Iterable[str], mark: str) -> Any:
+    """Messages with mark behind the first character of every control token in any of their texts."""
+    if isinstance(value, str):
+        for control in sorted(controls, key=len, reverse=True):
+            value = value.replace(control, control[0] + mark + control[1:])
+        return value
+    if isinstance(value, Mapping):
+        return {key: _defused(part, controls, mark) for key, part in value.items()}
+    return [_defused(part, controls, mark) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _special_texts(settings: Mapping[str, Any]) -> dict[str, str | None]:
     result: dict[str, str | None] = {}
     for name in SPECIAL:
         token = settings.get(f"{name}_token")
-        result[name] = token.get("content") if isinstance(token, dict) else token
+        text = token.get("content") if isinstance(token, dict) else token
+        result[name] = text if isinstance(text, str) else None
     return result

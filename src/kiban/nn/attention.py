@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +81,11 @@ class Attention(nn.Module):
 def attend(
     q: Tensor, k: Tensor, v: Tensor, *, allowed: Tensor | None = None, causal: bool = False, dropout: float = 0.0
 ) -> Tensor:
-    """softmax(q k^T / sqrt(Dh)) v. q: (B, H, T, Dh); k, v: (B, Hkv, S, Dh), Hkv divides H. Out: (B, H, T, Dh)."""
+    """softmax(q k^T / sqrt(Dh)) v. q: (B, H, T, Dh); k, v: (B, Hkv, S, Dh), Hkv divides H. Out: (B, H, T, Dh).
+
+    allowed and causal as in `Context`.
+    """
+    assert not causal or q.shape[2] == k.shape[2], "causal means that the queries are the whole sequence"
     group = q.shape[1] // k.shape[1]
     if group > 1 and q.shape[2] == 1 and not dropout:
         # One query per sequence: the heads of a group become queries of one head, and no key is copied.
@@ -134,8 +137,3 @@ def causal_context(
         # A padding query would see nothing and turn into NaN; it may look at itself.
         allowed = (allowed & mask[:, None, None, :]) | (columns == rows)[None, None]
     return allowed, False, positions
-
-
-def scale_of(head_dim: int) -> float:
-    """1 / sqrt(Dh)."""
-    return 1.0 / math.sqrt(head_dim)

@@ -35,8 +35,9 @@ class KVCache:
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values (B, Hkv, T, Dh) of one layer behind the filled part; returns all so far, as views.
 
-        length grows once per forward pass, in `advance`.
+        length grows once per forward pass, in `advance`. Raises LimitError if they do not fit.
         """
+        self.reserve(keys.shape[2])
         end = self.length + keys.shape[2]
         self.keys[layer, :, :, self.length : end] = keys
         self.values[layer, :, :, self.length : end] = values
@@ -45,13 +46,3 @@ class KVCache:
     def advance(self, tokens: int) -> None:
         """Count the tokens that all layers have stored."""
         self.length += tokens
-
-    def repeat(self, times: int, max_len: int) -> KVCache:
-        """A copy in which each row stands times in a row, with room for max_len tokens."""
-        layers, batch, heads, _, head_dim = self.keys.shape
-        copy = KVCache(layers, batch * times, heads, head_dim, max_len, dtype=self.keys.dtype, device=self.keys.device)
-        filled = slice(0, self.length)
-        copy.keys[:, :, :, filled] = self.keys[:, :, :, filled].repeat_interleave(times, dim=1)
-        copy.values[:, :, :, filled] = self.values[:, :, :, filled].repeat_interleave(times, dim=1)
-        copy.length = self.length
-        return copy

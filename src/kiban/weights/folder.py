@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from kiban.errors import FormatError, IntegrityError, KibanError, LimitError
@@ -20,12 +23,17 @@ if TYPE_CHECKING:
 
 MAX_JSON_BYTES = 256 * 2**20
 MANIFEST = "kiban.json"
+# Names by which a file of a model folder is opened; one that the manifest does not know could stand in for one it does.
+OPENED = (".safetensors", ".index.json", ".jinja", ".model", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """Read a JSON object. Raises FormatError for anything else, LimitError if the file is larger than max_bytes."""
     try:
-        if path.stat().st_size > max_bytes:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            raise FormatError(path, why="is not a regular file")  # a pipe or a device might never end
+        if facts.st_size > max_bytes:
             raise LimitError(path, why=f"is larger than {max_bytes} bytes")
         data = path.read_bytes()
     except OSError as error:
@@ -39,8 +47,7 @@ def parse_json(data: bytes, path: Path) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
             raise FormatError(path, field=twice, why="stands twice in the JSON")
         return result
 
@@ -50,6 +57,8 @@ def parse_json(data: bytes, path: Path) -> dict[str, Any]:
         raise FormatError(path, offset=error.start, why="is not UTF-8") from error
     except json.JSONDecodeError as error:
         raise FormatError(path, line=error.lineno, why=f"is not JSON: {error.msg}") from error
+    except ValueError as error:  # Python bounds the digits of a whole number
+        raise FormatError(path, why="holds a number of too many digits") from error
     except RecursionError:
         raise FormatError(path, why="is nested too deeply") from None
     if not isinstance(value, dict):
@@ -60,12 +69,17 @@ def parse_json(data: bytes, path: Path) -> dict[str, Any]:
 def inside(folder: Path, name: str, *, source: Path) -> Path:
     """The path of a member of folder. Raises FormatError if the name, or a symbolic link, leads out of it."""
     parts = PurePosixPath(name)
-    if parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name or not name:
+    windows = "\\" in name or PureWindowsPath(name).drive
+    if not name or parts.is_absolute() or ".." in parts.parts or "\0" in name or windows:
         raise FormatError(source, field=name, why="leads out of the folder")
-    path = folder / parts
+    path, home = folder / parts, folder.resolve()
+    try:
+        path.is_file()  # complains of a name that the system cannot hold, as resolve does of a loop of links
+        target = path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise FormatError(source, field=name, why="cannot be the name of a file") from error
     # A cache of the hub links its files from a sibling folder of blobs, which is as much its own.
-    homes = (folder.resolve(), folder.resolve().parent.parent / "blobs")
-    if path.is_symlink() and not any(path.resolve().is_relative_to(home) for home in homes):
+    if not any(target.is_relative_to(place) for place in (home, home.parent.parent / "blobs")):
         raise FormatError(source, field=name, why="is a link that leads out of the folder")
     return path
 
@@ -74,15 +88,15 @@ def inside(folder: Path, name: str, *, source: Path) -> Path:
 def staged_folder(path: Path) -> Iterator[Path]:
     """A new folder that appears at path, complete and flushed to disk, when the block ends without an error.
 
-    Raises KibanError if something is there already.
+    Raises KibanError if something is there already, or if the system cannot write it.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise KibanError(path, why="exists already", hint="give a new folder; kiban never overwrites a model")
-    path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir()
     try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise KibanError(path, why="exists already", hint="give a new folder; kiban never overwrites a model")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir()
         yield staged
         for file in [staged, *staged.rglob("*")]:
             sync(file)
@@ -91,7 +105,8 @@ def staged_folder(path: Path) -> Iterator[Path]:
         staged.rename(path)
         sync(path.parent)
     except OSError as error:
-        raise KibanError(path, why=f"could not be written: {error.strerror}", hint="is the disk full?") from error
+        hint = "free some disk space" if error.errno == errno.ENOSPC else ""
+        raise KibanError(path, why=f"could not be written: {error.strerror or error}", hint=hint) from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
@@ -147,14 +162,18 @@ def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write kiban.json with the size and sha256 of every other file of the folder."""
     from kiban import __version__
 
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = [name for name in names if name != MANIFEST]
     files = {n: {"sha256": sha256_of(folder / n), "bytes": (folder / n).stat().st_size} for n in names}
     values = {"kiban_version": __version__, **facts, "files": files}
     (folder / MANIFEST).write_text(json.dumps(values, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def verify_folder(folder: Path) -> None:
-    """Check every file against kiban.json, if it is there. Raises IntegrityError naming the file that differs."""
+    """Check every file against kiban.json, if it is there.
+
+    Raises IntegrityError naming the file that differs, is missing, or would be opened without being in the manifest.
+    """
     path = folder / MANIFEST
     if not path.exists():
         return
@@ -165,8 +184,15 @@ def verify_folder(folder: Path) -> None:
         member = inside(folder, name, source=path)
         if not member.is_file():
             raise IntegrityError(member, why="is missing", hint="copy the folder again")
-        if not isinstance(facts, dict) or sha256_of(member) != facts.get("sha256"):
+        try:
+            same = isinstance(facts, dict) and sha256_of(member) == facts.get("sha256")
+        except OSError as error:
+            raise IntegrityError(member, why=f"cannot be read: {error.strerror}") from error
+        if not same:
             raise IntegrityError(member, why="has changed since it was written", hint="copy the folder again")
+    for member in sorted(folder.iterdir()):
+        if member.name not in files and member.name.endswith(OPENED):
+            raise IntegrityError(member, why=f"is not one of the files that {MANIFEST} lists", hint="remove it")
 
 
 def write_folder(

@@ -18,10 +18,13 @@ from torch import Tensor
 
 from kiban.errors import FormatError
 from kiban.weights.gguf_blocks import KINDS, Kind, dequantise
+from kiban.weights.safetensors import refuse_pickle
 
 MAX_RANK = 4
 MAX_NESTING = 2
 MAX_STRING = 64 * 2**20
+MAX_VALUES = 2**24  # in all arrays; a vocabulary has three for each token
+MAX_ENTRIES = 2**20
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 
@@ -45,22 +48,11 @@ class GGUFTensor:
             raise FormatError(self.file.path, field=self.name, why=why, hint=f"known: {known}")
         return KINDS[self.type_id]
 
-    @property
-    def kind(self) -> str:
-        """Name of the type, such as "Q4_1"."""
-        return self.block.name
-
-    def _bytes(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        size = math.prod(self.shape) // self.block.elements * self.block.bytes
-        return np.frombuffer(self.file.data, dtype=np.uint8, count=size, offset=self.start)
-
-    def raw(self) -> Tensor:
-        """A copy of the blocks, (number of blocks, bytes of a block) uint8."""
-        return torch.from_numpy(self._bytes().copy()).view(-1, self.block.bytes)
-
     def dequantise(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The values, of this shape."""
-        return dequantise(self._bytes(), self.block, self.shape, dtype)
+        size = math.prod(self.shape) // self.block.elements * self.block.bytes
+        data = np.frombuffer(self.file.data, dtype=np.uint8, count=size, offset=self.start)
+        return dequantise(data, self.block, self.shape, dtype)
 
 
 class GGUF:
@@ -125,7 +117,7 @@ class GGUF:
 
 
 def read_gguf(path: Path) -> GGUF:
-    """Open a GGUF file. Raises FormatError naming the field or byte that is wrong."""
+    """Open a GGUF file. Raises FormatError naming the field or byte that is wrong, UnsafeFormatError for a pickle."""
     return GGUF(path)
 
 
@@ -133,7 +125,7 @@ class _Reader:
     """Reads the header from front to back."""
 
     def __init__(self, path: Path, data: Any) -> None:
-        self.path, self.data, self.at = path, data, 0
+        self.path, self.data, self.at, self.values = path, data, 0, 0
 
     def fail(self, why: str, field: str | None = None) -> FormatError:
         return FormatError(self.path, field=field, offset=self.at, why=why)
@@ -152,11 +144,7 @@ class _Reader:
         size = self.number("Q")
         if size > MAX_STRING:
             raise self.fail(f"a string of {size} bytes is too long")
-        return (
-            self.take(size).decode("utf-8", errors="surrogateescape").encode("utf-8", "replace").decode("utf-8")
-            if size
-            else ""
-        )
+        return self.take(size).decode("utf-8", errors="replace")  # vocabularies hold pieces of characters
 
     def value(self, kind: int, depth: int = 0) -> Any:
         if kind in NUMBERS:
@@ -168,6 +156,9 @@ class _Reader:
         if depth >= MAX_NESTING:
             raise self.fail("arrays are nested too deeply")
         inner, count = self.number("I"), self.number("Q")
+        self.values += count
+        if self.values > MAX_VALUES:
+            raise self.fail(f"arrays of {self.values} values are too long")
         if inner in NUMBERS:
             size = struct.calcsize(NUMBERS[inner])
             if count > (len(self.data) - self.at) // size:
@@ -182,7 +173,10 @@ class _Reader:
 
     def header(self) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, ...], int, int]]]:
         if self.take(4) != b"GGUF":
-            raise FormatError(self.path, offset=0, why="is not a GGUF file")
+            refuse_pickle(self.path)
+            raise FormatError(
+                self.path, offset=0, why="is not a GGUF file", hint="for safetensors, give the folder with config.json"
+            )
         version = self.number("I")
         if version not in (2, 3):
             raise self.fail(f"GGUF version {version} is unknown", "version")
@@ -208,6 +202,6 @@ class _Reader:
 
     def bounded(self, count: int, least: int) -> int:
         """A count, if that many entries of at least so many bytes can follow."""
-        if count > (len(self.data) - self.at) // least:
+        if count > min((len(self.data) - self.at) // least, MAX_ENTRIES):
             raise self.fail(f"{count} entries do not fit into the file")
         return int(count)

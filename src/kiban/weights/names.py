@@ -77,7 +77,7 @@ class Split:
 
     def load(self, tensor: Tensor) -> tuple[Tensor, ...]:
         whole = tensor.mT if self.transposed and tensor.ndim == 2 else tensor
-        return tuple(part.contiguous() for part in whole.chunk(len(self.ours), dim=0))
+        return tuple(part.contiguous() for part in whole.reshape(len(self.ours), -1, *whole.shape[1:]))
 
     def save(self, *ours: Tensor) -> Tensor:
         whole = torch.cat(ours, dim=0)
@@ -118,34 +118,43 @@ def prefixed(table: NameTable, published: str, ours: str) -> dict[str, Rule]:
 
 
 def to_ours(
-    table: NameTable, tensors: Mapping[str, Tensor], *, wanted: Iterable[str], source: str, may_lack: Iterable[str] = ()
+    table: NameTable, tensors: Mapping[str, Tensor], *, wanted: Iterable[str], source: str
 ) -> dict[str, Tensor]:
-    """Published tensors under our names.
+    """Published tensors under our names; wanted are all that the architecture has.
 
-    wanted: all our names; may_lack: those that the file need not hold (a fresh head).
-    Raises FormatError that lists unknown and missing names.
+    Raises FormatError that lists unknown and missing names, or names a tensor that stands twice or cannot be split.
     """
     rules = [(_regex(name), rule) for pattern, rule in table.items() for name in (pattern, *rule.aliases)]
+    wanted = set(wanted)
     found: dict[str, Tensor] = {}
     unknown: list[str] = []
     for name, tensor in tensors.items():
-        for regex, rule in rules:
-            match = regex.fullmatch(name)
-            if match:
-                if not isinstance(rule, Skip):
-                    for own, value in zip(rule.names, rule.load(tensor), strict=True):
-                        found[own.format(*match.groups())] = value
-                break
-        else:
-            unknown.append(name)
-    optional = {name for rule in table.values() if rule.optional for name in rule.names}
-    free = [_regex(name) for name in (*optional, *may_lack)]
-    wanted = set(wanted)
+        matches = ((regex.fullmatch(name), rule) for regex, rule in rules)
+        match, rule = next(((match, rule) for match, rule in matches if match), (None, SKIP))
+        own = [pattern.format(*match.groups()) for pattern in rule.names] if match else []
+        if not match or not (rule.optional or wanted.issuperset(own)):
+            unknown.append(name)  # a layer more than the architecture has is no less unknown
+            continue
+        if not found.keys().isdisjoint(own):
+            raise FormatError(source, field=name, why=f"stands twice, under two spellings of {', '.join(own)}")
+        found.update(_parts(rule, own, name, tensor, source))
+    free = [_regex(pattern) for rule in table.values() if rule.optional for pattern in rule.names]
     missing = [n for n in sorted(wanted - found.keys()) if not any(regex.fullmatch(n) for regex in free)]
     if unknown or missing:
         words = [f"{what}: {_some(names)}" for what, names in (("unknown", unknown), ("missing", missing)) if names]
         raise FormatError(source, why=f"weights do not match the architecture; {'; '.join(words)}")
     return {name: value for name, value in found.items() if name in wanted}
+
+
+def _parts(rule: Rule, own: list[str], name: str, tensor: Tensor, source: str) -> dict[str, Tensor]:
+    """What a rule makes of one published tensor."""
+    if isinstance(rule, Skip):
+        return {}
+    try:
+        return dict(zip(own, rule.load(tensor), strict=True))
+    except RuntimeError as error:  # of a shape that cannot be transposed, split or paired
+        why = f"has shape {tuple(tensor.shape)}, which does not fit the architecture"
+        raise FormatError(source, field=name, why=why) from error
 
 
 def to_published(table: NameTable, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -169,8 +178,8 @@ def to_published(table: NameTable, tensors: Mapping[str, Tensor]) -> dict[str, T
 
 
 def _regex(pattern: str) -> re.Pattern[str]:
-    return re.compile(re.escape(pattern).replace(r"\{\}", r"(\d+)"))
+    return re.compile(re.escape(pattern).replace(r"\{\}", r"([0-9]+)"))
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return ", ".join(f"{name!r:.100}" for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

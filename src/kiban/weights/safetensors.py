@@ -15,42 +15,53 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kiban.errors import FormatError, ModelNotFoundError, UnsafeFormatError
+from kiban.errors import FormatError, KibanError, ModelNotFoundError, UnsafeFormatError
 from kiban.weights.folder import inside, parse_json, read_json
 
 MAX_HEADER_BYTES = 100 * 10**6  # the format's own limit
 DTYPE_BYTES = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3"), 1),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E5M2FNUZ", "F8_E4M3FNUZ", "F8_E8M0"), 1),
     **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
     **dict.fromkeys(("I32", "U32", "F32"), 4),
-    **dict.fromkeys(("I64", "U64", "F64"), 8),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 8),
 }
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npy", ".npz", ".joblib", ".h5"}
+# What a pickle can begin with if it does not state its protocol.
+FIRST_OPCODES = b"(])}cFGIJKLMNPSTUVXBC\x82\x83\x84\x88\x89\x8a\x8b\x8c\x8d\x8e\x8f\x95\x96"
 CONVERT = "convert it where you trust it: safetensors.torch.save_file(torch.load(file, weights_only=True), new_file)"
 
 
 def refuse_pickle(path: Path) -> None:
     """Raises UnsafeFormatError for files that can run code when opened, by name and by their first bytes."""
-    start = b""
+    start, last = b"", b""
     if path.is_file():
         with path.open("rb") as file:
-            start = file.read(6)
-    if path.suffix.lower() in PICKLES or start.startswith((b"PK\x03\x04", b"\x93NUMPY")) or _is_pickle(start):
+            start = file.read(9)
+            file.seek(max(path.stat().st_size - 1, 0))
+            last = file.read(1)
+    known = start.startswith((b"PK\x03\x04", b"PK\x05\x06", b"\x93NUMPY"))
+    if path.suffix.lower() in PICKLES or known or _is_pickle(start, last):
         raise UnsafeFormatError(
             path, why="is or may hold a pickle, which can run code; kiban never opens one", hint=CONVERT
         )
 
 
-def _is_pickle(start: bytes) -> bool:
-    # Protocol 2..5 begins with 0x80 and its number; as the length of a safetensors header that would be absurd.
-    return len(start) >= 2 and start[0] == 0x80 and start[1] in (2, 3, 4, 5) and start[2:3] in b"}](cX\x95\x8a"
+def _is_pickle(start: bytes, last: bytes) -> bool:
+    """Whether a file with these first nine bytes and this last one can be a pickle of any protocol."""
+    if start[4:] == b"\0\0\0\0{":
+        return False  # the length and brace of a safetensors header, and read as nothing else
+    if start[:1] == b"\x80" and start[1:2] <= b"\x05":  # protocols 2 to 5 say so; data may follow the last one
+        return len(start) == 9 or last == b"."
+    return last == b"." and start[:1] in FIRST_OPCODES
 
 
 def check_header(path: Path) -> dict[str, Any]:
     """The header of a safetensors file, fully checked. Raises FormatError, or UnsafeFormatError for a pickle."""
-    refuse_pickle(path)
     try:
+        refuse_pickle(path)
         size = path.stat().st_size
+        if not path.is_file():
+            raise FormatError(path, why="is not a regular file")
         with path.open("rb") as file:
             first = file.read(8)
             length = int.from_bytes(first, "little")
@@ -81,8 +92,8 @@ def _range(path: Path, name: str, entry: Any) -> tuple[int, int]:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise FormatError(path, field=name, why="needs dtype, shape and data_offsets")
     shape, offsets = entry["shape"], entry["data_offsets"]
-    if entry["dtype"] not in DTYPE_BYTES:
-        raise FormatError(path, field=name, why=f"has the unknown type {entry['dtype']!r}")
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPE_BYTES:
+        raise FormatError(path, field=name, why=f"has the unknown type {entry['dtype']!r:.40}")
     whole = all(
         isinstance(numbers, list) and all(type(n) is int and 0 <= n < 2**63 for n in numbers)
         for numbers in (shape, offsets)
@@ -110,7 +121,7 @@ def read_folder_tensors(folder: Path) -> dict[str, Tensor]:
 
     Raises FormatError, UnsafeFormatError if there are only pickles, ModelNotFoundError if there is nothing.
     """
-    index = folder / "model.safetensors.index.json"
+    index = inside(folder, "model.safetensors.index.json", source=folder)
     if (folder / "model.safetensors").exists():
         return read_safetensors(inside(folder, "model.safetensors", source=folder))
     if not index.exists():
@@ -137,7 +148,10 @@ def read_folder_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def write_safetensors(folder: Path, tensors: Mapping[str, Tensor], *, max_shard_bytes: int = 5 * 10**9) -> None:
-    """Write model.safetensors, or shards with an index if there is more than max_shard_bytes."""
+    """Write model.safetensors, or shards with an index if there is more than max_shard_bytes.
+
+    Raises KibanError if the system cannot write them.
+    """
     shards: list[dict[str, Tensor]] = [{}]
     room = max_shard_bytes
     for name, tensor in tensors.items():
@@ -147,16 +161,23 @@ def write_safetensors(folder: Path, tensors: Mapping[str, Tensor], *, max_shard_
         shards[-1][name] = tensor.contiguous()
         room -= tensor.nbytes
     if len(shards) == 1:
-        safetensors.torch.save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+        _write(folder / "model.safetensors", shards[0])
         return
     places: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        safetensors.torch.save_file(shard, folder / name, metadata={"format": "pt"})
+        _write(folder / name, shard)
         places.update(dict.fromkeys(shard, name))
     total = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    try:
+        safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # the library's name for a full disk
+        raise KibanError(path, why=f"could not be written: {error}", hint="is the disk full?") from error
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:

@@ -31,4 +31,7 @@ def load_predictor(folder: Path) -> Predictor:
     if name not in NAMES:
         raise FormatError(folder, why="holds no adopted model", hint="give the final/ folder of a `kiban adopt` run")
     module = importlib.import_module(f"kiban.adopt.strategies.{name}")
-    return cast(Predictor, module.PREDICTOR.load(folder))
+    try:
+        return cast(Predictor, module.PREDICTOR.load(folder))
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(folder, why=f"a setting is missing or of the wrong kind: {error!r}") from error

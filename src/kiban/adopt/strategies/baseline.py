@@ -5,9 +5,11 @@ It needs no foundation model, answers in a millisecond and is hard to beat on to
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,7 @@ TRUSTED = [
     "numpy.float64",
     "scipy.sparse._csr.csr_matrix",
 ]
+WORD = re.compile(r"\w\w")  # what scikit-learn takes for a word; texts of signs alone have none
 
 
 class BaselinePredictor:
@@ -64,10 +67,14 @@ class BaselinePredictor:
         verify_folder(folder)
         labels = read_json(folder / "kiban.json")["labels"]
         path = folder / "model.skops"
-        foreign = set(skops.io.get_untrusted_types(file=path)) - set(TRUSTED)
-        if foreign:
-            raise FormatError(path, why=f"asks for types that a baseline does not use: {', '.join(sorted(foreign))}")
-        return cls(skops.io.load(path, trusted=TRUSTED), len(labels), labels)
+        try:
+            foreign = set(skops.io.get_untrusted_types(file=path)) - set(TRUSTED)
+            if foreign:
+                names = ", ".join(sorted(foreign))
+                raise FormatError(path, why=f"asks for types that a baseline does not use: {names}")
+            return cls(skops.io.load(path, trusted=TRUSTED), len(labels), labels)
+        except (OSError, BadZipFile) as error:
+            raise FormatError(path, why=f"is not a skops file: {error}") from error
 
 
 class Baseline:
@@ -93,7 +100,7 @@ class Baseline:
         parts = [("characters", TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), **common))]
         if job.task.language == "ja":
             parts = [("characters", TfidfVectorizer(analyzer="char", ngram_range=(1, 4), **common))]
-        else:
+        elif any(WORD.search(text) for text in job.train.inputs):
             parts.append(("words", TfidfVectorizer(analyzer="word", ngram_range=(1, 2), **common)))
         best: tuple[float, Any] | None = None
         truth = np.asarray(job.validation.targets)

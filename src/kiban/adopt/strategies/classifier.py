@@ -37,6 +37,8 @@ class ClassifierPredictor:
 
     def predict(self, inputs: Sequence[Any]) -> NDArray[np.float64]:
         """Probabilities (N, C)."""
+        if not inputs:
+            return np.zeros((0, len(self.labels)))
         logits = outputs(self.loaded.module, tokenizer_of(self.loaded), inputs, self.max_len)
         return np.asarray(logits.double().softmax(-1).numpy(), dtype=np.float64)
 
@@ -61,7 +63,7 @@ def tokenizer_of(loaded: zoo.Loaded) -> Tokenizer:
 def outputs(
     function: Callable[..., Tensor], tokenizer: Tokenizer, inputs: Sequence[Any], max_len: int, *, fast: bool = False
 ) -> Tensor:
-    """function(tokens, mask=mask) for all texts, (N, C) float32. fast: in bf16 where that pays."""
+    """function(tokens, mask=mask) for all texts, one or more, (N, C) float32. fast: in bf16 where that pays."""
     rows = tokenizer.encode_batch(list(inputs), max_len=max_len)
     found: dict[int, Tensor] = {}
     # Rows of like length share a batch, so little is spent on padding.
@@ -71,7 +73,7 @@ def outputs(
         tokens, mask = pad_batch([rows[i] for i in chosen], tokenizer.pad_id or 0)
         with torch.autocast("cpu", torch.bfloat16, enabled=fast):
             found.update(zip(chosen, function(tokens, mask=mask).float(), strict=True))
-    return torch.stack([found[i] for i in range(len(rows))]) if rows else torch.zeros(0, 0)
+    return torch.stack([found[i] for i in range(len(rows))])
 
 
 def train_classifier(

@@ -32,13 +32,13 @@ class FinetuneEncoder:
         return EPOCHS * math.ceil(train_rows / BATCH_SIZE)
 
     def fit(self, job: Job) -> Fitted:
-        loaded, head = fit_head(job, MAX_LEN)
+        loaded, head, max_len = fit_head(job, MAX_LEN)
         with torch.random.fork_rng(devices=[]):
             module = SentenceClassifier(loaded.module, head)
         # A small encoder that starts from a fitted head takes a larger step than the 2e-5 of BERT-base.
         tokenizer = tokenizer_of(loaded)
-        outcome = train_classifier(job, module, tokenizer, max_len=MAX_LEN, lr=1e-4, max_validation=200)
-        predictor = LinearHeadPredictor(loaded, module.head(), job.task.labels, MAX_LEN, self.name)
+        outcome = train_classifier(job, module, tokenizer, max_len=max_len, lr=1e-4, max_validation=200)
+        predictor = LinearHeadPredictor(loaded, module.head(), job.task.labels, max_len, self.name)
         return Fitted(predictor=predictor, steps=outcome.steps)
 
 

@@ -100,13 +100,14 @@ class LinearHeadStrategy:
         return 0
 
     def fit(self, job: Job) -> Fitted:
-        loaded, head = fit_head(job, MAX_LEN)
-        return Fitted(predictor=LinearHeadPredictor(loaded, head, job.task.labels, MAX_LEN), steps=0)
+        loaded, head, max_len = fit_head(job, MAX_LEN)
+        return Fitted(predictor=LinearHeadPredictor(loaded, head, job.task.labels, max_len), steps=0)
 
 
-def fit_head(job: Job, max_len: int) -> tuple[zoo.Loaded, LinearHead]:
-    """The candidate's encoder and a head fitted on its embeddings of the training rows."""
+def fit_head(job: Job, max_len: int) -> tuple[zoo.Loaded, LinearHead, int]:
+    """The candidate's encoder, a head fitted on its embeddings of the training rows, and max_len or what it can read."""
     loaded = zoo.load(job.candidate.path or str(job.candidate.model))
+    max_len = min(max_len, loaded.config.max_seq_len)
     plan = EncoderPlan(loaded, max_len=max_len)
     features = []
     for start in range(0, len(job.train), 128):
@@ -120,7 +121,7 @@ def fit_head(job: Job, max_len: int) -> tuple[zoo.Loaded, LinearHead]:
     )
     # Saved as float32, so the predictor in hand uses the same rounded numbers as the one that is loaded later.
     weight, bias = (part.astype(np.float32).astype(np.float64) for part in (head.weight, head.bias))
-    return loaded, LinearHead(weight=weight, bias=bias, strength=head.strength)
+    return loaded, LinearHead(weight=weight, bias=bias, strength=head.strength), max_len
 
 
 STRATEGY = LinearHeadStrategy()

@@ -55,21 +55,22 @@ class LoraDecoder:
         )
         module, tokenizer = loaded.module, tokenizer_of(loaded)
         assert isinstance(module, LlamaClassifier)
-        start_from(module.score, _probe(module, loaded, job))
+        max_len = min(MAX_LEN, loaded.config.max_seq_len)
+        start_from(module.score, _probe(module, loaded, job, max_len))
         add_lora(module, rank=16, alpha=32, targets=TARGETS, generator=generator)
         module.score.requires_grad_(True)
-        outcome = train_classifier(job, module, tokenizer, max_len=MAX_LEN, lr=5e-4, max_validation=100)
+        outcome = train_classifier(job, module, tokenizer, max_len=max_len, lr=5e-4, max_validation=100)
         merge_lora(module)
-        return Fitted(predictor=ClassifierPredictor(loaded, MAX_LEN, self.name), steps=outcome.steps)
+        return Fitted(predictor=ClassifierPredictor(loaded, max_len, self.name), steps=outcome.steps)
 
 
-def _probe(module: LlamaClassifier, loaded: zoo.Loaded, job: Job) -> LinearHead:
+def _probe(module: LlamaClassifier, loaded: zoo.Loaded, job: Job, max_len: int) -> LinearHead:
     """A head (C, D) without bias, fitted on the states of the last tokens."""
     fast, parts = choose("auto", module) == "bf16", []
     inputs, targets = list(job.train.inputs[:PROBE_ROWS]), np.asarray(job.train.targets[:PROBE_ROWS])
     for start in range(0, len(inputs), 2 * BATCH_SIZE):
         some = inputs[start : start + 2 * BATCH_SIZE]
-        parts.append(outputs(module.features, tokenizer_of(loaded), some, MAX_LEN, fast=fast).double().numpy())
+        parts.append(outputs(module.features, tokenizer_of(loaded), some, max_len, fast=fast).double().numpy())
         job.progress("probe", start + len(some), len(inputs))
     features = np.concatenate(parts)
     size = float(np.linalg.norm(features, axis=-1).mean())  # logistic regression wants features of length about 1
