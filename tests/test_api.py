@@ -109,7 +109,9 @@ def test_a_run_folder_opens_its_final_model(tiny_bert_folder: Path, tmp_path: Pa
 
 
 def test_adopt_is_a_package_and_a_function(tmp_path: Path) -> None:
-    assert callable(kiban.adopt) and kiban.adopt.job.adopt
+    from kiban.adopt.job import adopt
+
+    assert callable(kiban.adopt) and callable(adopt)
     with pytest.raises(DatasetError, match="no such file"):
         kiban.adopt(tmp_path / "nowhere.csv", out=tmp_path / "run")
 

@@ -227,7 +227,7 @@ def _open_folder(path: Path, wanted_head: str | None, dtype: torch.dtype) -> Loa
     family = _hf_family(path, values)
     try:
         config = family.from_hf(values)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise FormatError(path / "config.json", why=f"a setting is missing or of the wrong kind: {error}") from error
     architecture = (values.get("architectures") or [""])[0]
     stored = next((n for n, h in family.heads.items() if architecture.endswith(h.architecture)), None)

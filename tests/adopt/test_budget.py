@@ -15,10 +15,11 @@ from kiban.adopt.budget import (
     SLOW_SECONDS,
     Budget,
     Cost,
+    affordable,
     allowances,
+    measuring_seconds,
     share,
 )
-from kiban.adopt.budget import test_rows as rows_to_test
 from kiban.adopt.measure import MAX_SINGLE, MAX_SINGLE_SECONDS
 from kiban.errors import BudgetError
 
@@ -94,20 +95,31 @@ def test_a_candidate_without_steps_spends_its_grant_on_rows() -> None:
 
 @given(fields, st.integers(1, 2000), seconds)
 @settings(max_examples=200, deadline=None)
-def test_test_rows_keep_to_the_time_if_the_minimum_does(
+def test_measuring_keeps_to_the_time_if_the_minimum_does(
     fields: dict[str, tuple[Cost, int]], available: int, time: float
 ) -> None:
     costs = {id: c for id, (c, _) in fields.items()}
-    found = rows_to_test(costs, available, time)
+    found = measuring_seconds(costs, available, time)
     around = sum(PROCESS_SECONDS + c.start + min(MAX_SINGLE_SECONDS, MAX_SINGLE * c.row) for c in costs.values())
-    spent = least = around
-    for id, rows in found.items():
+    least = 0.0
+    for id, granted in found.items():
         wanted = available * costs[id].row
-        assert min(MIN_ROWS, available) <= rows <= available
-        assert wanted >= SLOW_SECONDS or rows == available, "the quick ones see all rows"
-        spent += rows * costs[id].row
-        least += wanted if wanted < SLOW_SECONDS else min(MIN_ROWS, available) * costs[id].row
-    assert spent <= max(time, least) * (1 + 1e-6) + 1e-6
+        assert granted <= max(SLOW_SECONDS, wanted * (1 + 1e-9))
+        assert granted >= min(wanted, max(SLOW_SECONDS, min(MIN_ROWS, available) * costs[id].row)) * (1 - 1e-9)
+        least += max(SLOW_SECONDS, min(wanted, max(SLOW_SECONDS, MIN_ROWS * costs[id].row)))
+    assert sum(found.values()) + around <= max(time + SLOW_SECONDS * len(found), around + least) * (1 + 1e-6) + 1e-6
+
+
+@given(st.dictionaries(st.text("abcdef", min_size=1), seconds, min_size=1, max_size=6), seconds)
+def test_the_dearest_are_left_out_until_the_rest_fits(least: dict[str, float], limit: float) -> None:
+    kept = affordable(least, limit)
+    out = set(least) - set(kept)
+    assert len(kept) >= min(2, len(least))
+    assert all(least[o] >= least[k] for o in out for k in kept)
+    assert len(kept) <= 2 or sum(least[id] for id in kept) <= limit
+    if out:
+        cheapest = min(least[id] for id in out)
+        assert sum(least[id] for id in kept) + cheapest > limit, "it would have fitted"
 
 
 @pytest.mark.parametrize(

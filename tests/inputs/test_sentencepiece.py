@@ -148,6 +148,35 @@ def test_a_broken_model_is_refused(sentencepiece_model: Path, tmp_path: Path) ->
             Tokenizer.from_sentencepiece(tmp_path / "tokenizer.model")
 
 
+def test_scores_and_not_the_order_of_tokens_decide_what_is_joined(
+    sentencepiece_model: Path, reference: Any, japanese: list[str]
+) -> None:
+    metadata = gguf_metadata(sentencepiece_model)
+    size = len(metadata["tokenizer.ggml.tokens"])
+    order = [*range(3), *reversed(range(3, size))]
+    for name in ("tokens", "scores", "token_type"):
+        metadata[f"tokenizer.ggml.{name}"] = [metadata[f"tokenizer.ggml.{name}"][i] for i in order]
+    tokenizer = Tokenizer.from_gguf(metadata)
+    for text in japanese[600:700]:
+        assert [order[id] for id in tokenizer.encode(text, add_special=False)] == reference.encode(text)
+
+
+def test_typed_bytes_never_grow_into_a_byte_token() -> None:
+    tokens = ["<unk>", "<s>", "</s>", "<0x41>", *"<0x41>/s▁", "<0", "<0x", "41", "41>", "s>", "</"]
+    metadata = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [0.0] * 4 + [-float(i) for i in range(len(tokens) - 4)],
+        "tokenizer.ggml.token_type": [UNKNOWN, CONTROL, CONTROL, BYTE] + [NORMAL] * (len(tokens) - 4),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+    tokenizer = Tokenizer.from_gguf(metadata)
+    assert tokenizer.encode("A", add_special=False)[-1] == 3
+    for text in ("<0x41>", "</s>"):
+        assert not {1, 2, 3} & set(tokenizer.encode(text, add_special=False))
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kiban import zoo
 from kiban.errors import ConfigError, FormatError
-from kiban.weights.folder import read_json, write_folder
+from kiban.weights.folder import read_json, verify_folder, write_folder
 from kiban.weights.names import Same
 from kiban.weights.safetensors import read_safetensors, tensor_bytes
 
@@ -129,6 +129,7 @@ def save_peft(loaded: zoo.Loaded, folder: Path, *, base: str) -> None:
 
 def load_peft(loaded: zoo.Loaded, folder: Path) -> None:
     """Put the adapter of a PEFT folder on loaded.module. Raises FormatError if it does not fit."""
+    verify_folder(folder)
     config = read_json(folder / "adapter_config.json")
     tensors = read_safetensors(folder / "adapter_model.safetensors")
     ours = {path: place for place, path in _published_places(loaded).items()}

@@ -98,7 +98,7 @@ def _candidate(
         id=candidate.id,
         strategy=candidate.strategy,
         model=candidate.model,
-        status="failed",
+        status="skipped" if lap.left_out else "failed",
         reason=lap.failed,
         licence=candidate.licence,
         commercial_use=candidate.commercial_use,

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from kiban.adopt.measure import MAX_SINGLE, MAX_SINGLE_SECONDS
 from kiban.errors import BudgetError
 
-SHARES = (0.25, 0.3, 0.5)  # of the time that is left, for each rung; the rest goes to measuring on the test rows
+SHARES = (0.25, 0.25, 0.4)  # of the time that is left, for each rung; the rest goes to measuring on the test rows
+FIRST_SHARE = 0.5  # of the time that is left, at most, for the least that the first rung takes
 PLAN_SHARE = 0.4  # of the whole time, at most, for finding out what candidates cost
 MIN_ROWS = 48  # fewer validation or test rows tell nothing
 MIN_STEPS = 4
@@ -64,6 +65,22 @@ def share(pool: float, wanted: Mapping[str, float], least: Mapping[str, float]) 
     return {id: min(wanted[id], max(least[id], low)) for id in wanted}
 
 
+def least_seconds(costs: Mapping[str, Cost], steps: Mapping[str, int], validation_rows: int) -> dict[str, float]:
+    """What each candidate takes on a rung if it does as little as makes sense."""
+    return {
+        id: cost.start + min(MIN_STEPS, steps[id]) * cost.step + min(MIN_ROWS, validation_rows) * cost.row
+        for id, cost in costs.items()
+    }
+
+
+def affordable(least: Mapping[str, float], limit: float) -> list[str]:
+    """The candidates whose least fits into limit seconds together; the dearest are left out first, two always stay."""
+    kept = dict(least)
+    while len(kept) > 2 and sum(kept.values()) > limit:
+        kept.pop(max(kept, key=lambda id: kept[id]))
+    return list(kept)
+
+
 def allowances(
     costs: Mapping[str, Cost], steps: Mapping[str, int], validation_rows: int, pool: float
 ) -> dict[str, Allowance]:
@@ -74,8 +91,7 @@ def allowances(
     }
     wanted = {id: cost.start + steps[id] * cost.step + rows[id] * cost.row for id, cost in costs.items()}
     few = {id: Allowance(min(MIN_STEPS, steps[id]), min(MIN_ROWS, rows[id])) for id in costs}
-    least = {id: cost.start + few[id].steps * cost.step + few[id].rows * cost.row for id, cost in costs.items()}
-    grants = share(pool, wanted, least)
+    grants = share(pool, wanted, least_seconds(costs, steps, validation_rows))
     result = {}
     for id, cost in costs.items():
         result[id] = Allowance(steps[id], rows[id])
@@ -89,14 +105,12 @@ def allowances(
     return result
 
 
-def test_rows(costs: Mapping[str, Cost], available: int, seconds: float) -> dict[str, int]:
-    """How many of the available test rows each candidate can answer in the time that is left; the quick ones all."""
+def measuring_seconds(costs: Mapping[str, Cost], available: int, seconds: float) -> dict[str, float]:
+    """The time in which each candidate answers test rows, of what is left; the quick ones get enough for all rows."""
     around = sum(PROCESS_SECONDS + c.start + min(MAX_SINGLE_SECONDS, MAX_SINGLE * c.row) for c in costs.values())
     wanted = {id: available * cost.row for id, cost in costs.items()}
-    few = min(available, MIN_ROWS)
-    least = {id: wish if wish < SLOW_SECONDS else few * costs[id].row for id, wish in wanted.items()}
-    rows = dict.fromkeys(costs, available)
-    for id, grant in share(seconds - around, wanted, least).items():
-        if grant < wanted[id]:
-            rows[id] = min(available, max(few, int(grant / costs[id].row)))
-    return rows
+    least = {
+        id: wish if wish < SLOW_SECONDS else min(available, MIN_ROWS) * costs[id].row for id, wish in wanted.items()
+    }
+    grants = share(seconds - around, wanted, least)
+    return {id: max(SLOW_SECONDS, grant) for id, grant in grants.items()}

@@ -15,7 +15,7 @@ from kiban.catalogue.entries import Entry, entries, find
 from kiban.catalogue.pull import pull
 from kiban.choose import memory
 from kiban.config import Progress, Traits, silent
-from kiban.errors import ConfigError
+from kiban.errors import ConfigError, KibanError
 from kiban.weights.gguf import read_gguf
 from kiban.weights.safetensors import check_header
 
@@ -28,6 +28,14 @@ class Skipped:
 
     candidate: Candidate
     reason: str
+
+
+def check_names(models: Sequence[str] | None, strategies: Sequence[str] | None) -> None:
+    """Raises ConfigError or ModelNotFoundError, with the closest name, if a strategy or a model is unknown."""
+    for name in strategies or ():
+        strategy(name)
+    for name in models or ():
+        _look_up(name)
 
 
 def list_candidates(
@@ -45,9 +53,7 @@ def list_candidates(
     """
     chosen: list[Candidate] = []
     skipped: list[Skipped] = []
-    unknown = set(strategies or ()) - set(NAMES)
-    if unknown:
-        strategy(sorted(unknown)[0])
+    check_names(models, strategies)
     baseline = Candidate(strategy="baseline", model=None, licence="BSD-3-Clause", commercial_use=True)
     refused = strategy("baseline").refusal(task, None)
     if refused:
@@ -79,18 +85,22 @@ def list_candidates(
     return chosen, skipped
 
 
-def fetch(candidates: Sequence[Candidate], *, progress: Progress = silent) -> list[Candidate]:
-    """The candidates with their weights in place; those of the catalogue are pulled if need be.
-
-    Raises ModelNotFoundError or IntegrityError if that fails.
-    """
-    found = []
+def fetch(candidates: Sequence[Candidate], *, progress: Progress = silent) -> tuple[list[Candidate], list[Skipped]]:
+    """The candidates with their weights in place, pulled if need be, and those whose weights could not be had."""
+    found, skipped = list[Candidate](), list[Skipped]()
+    failed: dict[str, str] = {}
     for candidate in candidates:
         path = Path(candidate.model) if candidate.model else None
-        if candidate.model and path and not path.exists():
-            path = pull(candidate.model, progress=progress)
-        found.append(replace(candidate, path=path))
-    return found
+        if candidate.model and path and not path.exists() and candidate.model not in failed:
+            try:
+                path = pull(candidate.model, progress=progress)
+            except KibanError as error:
+                failed[candidate.model] = str(error)
+        if candidate.model in failed:
+            skipped.append(Skipped(candidate=candidate, reason=failed[str(candidate.model)]))
+        else:
+            found.append(replace(candidate, path=path))
+    return found, skipped
 
 
 def _look_up(name: str) -> tuple[Entry | None, Traits]:

@@ -6,7 +6,7 @@ import datetime
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from kiban import __version__
 from kiban.adopt.assemble import assemble
 from kiban.adopt.budget import Budget
-from kiban.adopt.candidates import Skipped, fetch, list_candidates
+from kiban.adopt.candidates import Skipped, check_names, fetch, list_candidates
 from kiban.adopt.folder import Settings, alone, environment, keep_frame, new_folder, sha256_of
 from kiban.adopt.profile import guess_columns, profile
 from kiban.adopt.race import Race
@@ -40,13 +40,17 @@ class AdoptedModel:
     def __init__(self, predictor: Predictor, labels: Sequence[str]) -> None:
         self.predictor, self.labels = predictor, tuple(labels)
 
-    def predict(self, texts: Sequence[str]) -> list[str]:
+    def predict(self, texts: str | Sequence[str]) -> list[str]:
         """The label of each text."""
-        return [self.labels[i] for i in self.predictor.predict(list(texts)).argmax(-1)]
+        return [self.labels[i] for i in self.predictor.predict(_several(texts)).argmax(-1)]
 
-    def predict_proba(self, texts: Sequence[str]) -> list[dict[str, float]]:
+    def predict_proba(self, texts: str | Sequence[str]) -> list[dict[str, float]]:
         """For each text the probability of every label."""
-        return [dict(zip(self.labels, row, strict=True)) for row in self.predictor.predict(list(texts)).tolist()]
+        return [dict(zip(self.labels, row, strict=True)) for row in self.predictor.predict(_several(texts)).tolist()]
+
+
+def _several(texts: str | Sequence[str]) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,7 @@ def _resolve(
     if settings.get("steps") is not None:
         known["seconds"] = None
     resolved = from_dict(Settings, {**settings, **known})
+    check_names(resolved.models, resolved.strategies)
     Budget(seconds=resolved.seconds, steps=resolved.steps)
     Prices(yen_per_hour=resolved.yen_per_hour, yen_per_usd=resolved.yen_per_usd)
     return resolved, data
@@ -241,7 +246,10 @@ def _run(folder: Path, settings: Settings, data: Table, progress: Progress, log:
     with alone(folder):
         seen = look(settings, data, progress=progress)
         budget = Budget(seconds=settings.seconds, steps=settings.steps)
-        candidates = fetch(seen.candidates, progress=progress)
+        candidates, missing = fetch(seen.candidates, progress=progress)
+        for left_out in missing:
+            log(f"{left_out.candidate.id}: left out: {left_out.reason}")
+        seen = replace(seen, candidates=candidates, skipped=[*seen.skipped, *missing])
         race = Race(folder, seen.task, seen.rows, candidates, budget, seed=settings.seed, progress=progress, log=log)
         laps = race.run()
         measured = race.measure(laps)

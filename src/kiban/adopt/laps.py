@@ -20,7 +20,8 @@ class Lap:
     train_rows: int
     seconds: float
     predicted: tuple[int, ...]
-    failed: str = ""
+    failed: str = ""  # why it is out
+    left_out: bool = False  # it was not at fault: the time did not suffice for it
 
 
 def read_laps(path: Path) -> dict[tuple[str, int], Lap]:

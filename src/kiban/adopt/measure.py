@@ -20,12 +20,12 @@ from kiban.errors import KibanError
 
 MAX_SINGLE = 50  # requests timed one by one
 MAX_SINGLE_SECONDS = 5.0
-CHUNK = 32
+CHUNK = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """probabilities has a row for each input. Times are in seconds, sizes in bytes."""
+    """probabilities has a row for each input that was answered. Times are in seconds, sizes in bytes."""
 
     probabilities: list[list[float]]
     latencies: list[float]  # one request at a time, after warm-up
@@ -35,11 +35,18 @@ class Measured:
     model_bytes: int
 
 
-def measure(folder: Path, inputs: Sequence[Any], *, progress: Progress = silent) -> Measured:
-    """Open folder in a new process and predict inputs there. Raises KibanError with the process's last words."""
+def measure(
+    folder: Path, inputs: Sequence[Any], *, seconds: float | None = None, least: int = 0, progress: Progress = silent
+) -> Measured:
+    """Open folder in a new process and predict inputs there.
+
+    After so many seconds of predicting no more of them are begun, once there are least rows. Raises KibanError with the
+    process's last words.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         question, answer = Path(scratch) / "inputs.json", Path(scratch) / "answer.json"
-        question.write_text(json.dumps(list(inputs), ensure_ascii=False), encoding="utf-8")
+        asked = {"inputs": list(inputs), "seconds": seconds, "least": least}
+        question.write_text(json.dumps(asked, ensure_ascii=False), encoding="utf-8")
         # -P: the folder that the user stands in is no place to import from.
         command = [sys.executable, "-P", "-m", "kiban.adopt.measure", str(folder), str(question), str(answer)]
         errors = Path(scratch) / "errors.txt"
@@ -66,7 +73,8 @@ def measure(folder: Path, inputs: Sequence[Any], *, progress: Progress = silent)
 def _child(folder: Path, question: Path, answer: Path) -> None:
     from kiban.adopt.strategies import load_predictor
 
-    inputs = json.loads(question.read_text(encoding="utf-8"))
+    asked = json.loads(question.read_text(encoding="utf-8"))
+    inputs, limit = asked["inputs"], float("inf") if asked["seconds"] is None else asked["seconds"]
     start = time.perf_counter()
     predictor = load_predictor(folder)
     load_seconds = time.perf_counter() - start
@@ -74,9 +82,11 @@ def _child(folder: Path, question: Path, answer: Path) -> None:
     probabilities: list[list[float]] = []
     start = time.perf_counter()
     for begin in range(0, len(inputs), CHUNK):
+        if begin >= asked["least"] and time.perf_counter() - start > limit:
+            break
         probabilities += predictor.predict(inputs[begin : begin + CHUNK]).tolist()
         print(f"rows {len(probabilities)}", flush=True)
-    rows_per_second = len(inputs) / max(time.perf_counter() - start, 1e-9)
+    rows_per_second = len(probabilities) / max(time.perf_counter() - start, 1e-9)
     latencies: list[float] = []
     while len(latencies) < min(MAX_SINGLE, len(inputs)) and (sum(latencies) < MAX_SINGLE_SECONDS or len(latencies) < 5):
         start = time.perf_counter()

@@ -18,7 +18,19 @@ from typing import Any
 
 import numpy as np
 
-from kiban.adopt.budget import PLAN_SHARE, SHARES, Allowance, Budget, Cost, allowances, test_rows
+from kiban.adopt.budget import (
+    FIRST_SHARE,
+    MIN_ROWS,
+    PLAN_SHARE,
+    SHARES,
+    Allowance,
+    Budget,
+    Cost,
+    affordable,
+    allowances,
+    least_seconds,
+    measuring_seconds,
+)
 from kiban.adopt.laps import Lap, append_lap, read_laps, write_atomically
 from kiban.adopt.measure import Measured, measure
 from kiban.adopt.strategies import load_predictor, strategy
@@ -29,6 +41,7 @@ from kiban.evaluate.metrics import macro_f1
 from kiban.weights.folder import MANIFEST, read_json, write_manifest
 
 FRACTIONS = (0.25, 0.5, 1.0)  # of the training rows
+PROBE_TRAIN, PROBE_VALIDATION = 64, 8  # rows on which a candidate's cost is measured
 
 
 class Race:
@@ -107,8 +120,10 @@ class Race:
 
         try:
             told("start", 0, None)
-            few = Rows(inputs=self.validation.inputs[:8], targets=self.validation.targets[:8])
-            job = dataclasses.replace(self._job(candidate, 64, 3, work, told), validation=few)
+            few = Rows(
+                inputs=self.validation.inputs[:PROBE_VALIDATION], targets=self.validation.targets[:PROBE_VALIDATION]
+            )
+            job = dataclasses.replace(self._job(candidate, PROBE_TRAIN, 3, work, told), validation=few)
             begun = time.perf_counter()
             fitted = strategy(candidate.strategy).fit(job)
             whole, step = time.perf_counter() - begun, float(np.median(np.diff(times))) if len(times) > 1 else 0.0
@@ -135,13 +150,29 @@ class Race:
         return max(0.1 * self.budget.seconds, self.budget.seconds - self.plan_seconds - spent)
 
     def _allowances(self, rung: int, alive: Sequence[str]) -> dict[str, Allowance]:
+        """What each may do. On the first rung, those are left out that the time does not suffice for."""
         size = self.rungs[rung]
         steps = {id: strategy(self.candidates[id].strategy).default_steps(size) for id in alive}
         if self.budget.steps is not None:
             limit = max(1, round(self.budget.steps * size / len(self.train)))
             return {id: Allowance(min(steps[id], limit), len(self.validation)) for id in alive}
+        costs = {id: self._cost(id, size) for id in alive}
+        least = least_seconds(costs, steps, len(self.validation))
+        if rung == 0:
+            kept = affordable(least, FIRST_SHARE * self._left(rung))
+            for id in alive:
+                if id not in kept and (id, rung) not in self.laps:
+                    why = f"needs about {least[id]:.0f} s for a first try, too much of the time granted"
+                    self._fail(id, rung, BudgetError(why), 0.0)
+            costs = {id: costs[id] for id in kept}
         pool = self._left(rung) * SHARES[len(SHARES) - len(self.rungs) + rung]
-        return allowances({id: self.costs[id] for id in alive}, steps, len(self.validation), pool)
+        return allowances(costs, {id: steps[id] for id in costs}, len(self.validation), pool)
+
+    def _cost(self, id: str, train_rows: int) -> Cost:
+        """What was measured on a few rows, for a fit on more: what it reads before its steps takes longer."""
+        cost, reads = self.costs[id], strategy(self.candidates[id].strategy).reads
+        more = reads(train_rows, len(self.validation)) - reads(PROBE_TRAIN, PROBE_VALIDATION)
+        return dataclasses.replace(cost, start=cost.start + max(0, more) * cost.row)
 
     # Running --------------------------------------------------------------------------------------------------------
 
@@ -221,7 +252,16 @@ class Race:
         why = str(error) if isinstance(error, KibanError) else f"{type(error).__name__}: {error}".strip(": ")
         self.log(f"{id}: failed: {why}")
         return self._record(
-            Lap(id=id, rung=rung, steps=0, train_rows=0, seconds=seconds, predicted=(), failed=" ".join(why.split()))
+            Lap(
+                id=id,
+                rung=rung,
+                steps=0,
+                train_rows=0,
+                seconds=seconds,
+                predicted=(),
+                failed=" ".join(why.split()),
+                left_out=isinstance(error, BudgetError),
+            )
         )
 
     def _predict(self, predictor: Predictor, id: str, rows: int) -> list[int]:
@@ -268,17 +308,23 @@ class Race:
         All see the same first rows, as many as time allows. One that cannot be measured is recorded in last as failed.
         """
         running = [id for id, lap in last.items() if not lap.failed]
-        rows = dict.fromkeys(running, len(self.test))
+        seconds: dict[str, float] = {}
         if self.budget.seconds is not None:
-            rows = test_rows({id: self.costs[id] for id in running}, len(self.test), self._left(len(self.rungs)))
+            costs = {id: self.costs[id] for id in running}
+            seconds = measuring_seconds(costs, len(self.test), self._left(len(self.rungs)))
         results = {}
         for id in running:
             path = self._home(id) / "measured.json"
             if not path.exists():
-                inputs = list(self.test.inputs[: rows[id]])
-                self.log(f"{id}: measuring on {len(inputs)} held-out rows in a fresh process")
+                self.log(f"{id}: measuring on held-out rows in a fresh process")
                 try:
-                    measured = measure(self._home(id) / "model", inputs, progress=self._staged(id))
+                    measured = measure(
+                        self._home(id) / "model",
+                        list(self.test.inputs),
+                        seconds=seconds.get(id),
+                        least=MIN_ROWS,
+                        progress=self._staged(id),
+                    )
                 except KibanError as error:
                     last[id] = self._fail(id, len(self.rungs), error, 0.0)
                     continue

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kiban.errors import CheckpointError, KibanError, NonFiniteError
 from kiban.weights.folder import exclusive, read_json, staged_folder, verify_folder, write_manifest
-from kiban.weights.safetensors import read_safetensors, write_safetensors
+from kiban.weights.safetensors import read_folder_tensors, write_safetensors
 
 KEEP = 2
 
@@ -61,7 +61,7 @@ def load_newest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] |
             if not (path / "kiban.json").exists():
                 continue
             verify_folder(path)
-            return step, read_safetensors(path / "model.safetensors"), read_json(path / "state.json")
+            return step, read_folder_tensors(path), read_json(path / "state.json")
     if found:
         raise CheckpointError(
             folder, why="holds checkpoints, but every one is damaged", hint="start again in a new folder"

@@ -119,14 +119,14 @@ class Trainer:
             self._resume()
             while self.state.step < self.config.steps:
                 self._step()
-                if self.stop_asked:
-                    self._checkpoint()
-                    stopped = "sigterm"
-                    break
                 every = self.config.eval_every
                 last = self.state.step == self.config.steps
                 if self.evaluate and every and (self.state.step % every == 0 or last) and self._evaluate():
                     stopped = "patience"
+                    break
+                if self.stop_asked:  # after the evaluation, which a resumed run would not make up for
+                    self._checkpoint()
+                    stopped = "sigterm"
                     break
                 if self.config.checkpoint_every and self.state.step % self.config.checkpoint_every == 0:
                     self._checkpoint()

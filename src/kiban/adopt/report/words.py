@@ -322,6 +322,16 @@ REASONS: tuple[tuple[str, str, str], ...] = (
         "licence {licence} is not known to allow commercial use",
     ),
     (
+        r"needs about (?P<need>\d+) s for a first try, too much of the time granted",
+        "最初の試行に約{need}秒かかり、与えられた時間では足りません（--time を延ばすと加わります）",
+        "needs about {need} s for a first try, too much of the time granted (a longer --time lets it in)",
+    ),
+    (
+        r"time: too short to try this one .*",
+        "与えられた時間では試せませんでした（--time を延ばすと加わります）",
+        "the time granted was too short to try it (a longer --time lets it in)",
+    ),
+    (
         r"needs about (?P<need>.+), more than the (?P<limit>.+) allowed",
         "メモリが約{need}必要で、上限の{limit}を超えます",
         "needs about {need}, more than the {limit} allowed",

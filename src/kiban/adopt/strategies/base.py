@@ -110,6 +110,10 @@ class Strategy(Protocol):
         """Optimiser steps of a full fit on this many rows; 0 if it has none."""
         ...
 
+    def reads(self, train_rows: int, validation_rows: int) -> int:
+        """Rows that a fit passes through the model beside its steps: to embed them, or to evaluate once."""
+        ...
+
     def fit(self, job: Job) -> Fitted:
         """Fit on job.train alone; job.validation may steer early stopping; the test rows are never seen."""
         ...

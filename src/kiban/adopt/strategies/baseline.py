@@ -89,6 +89,9 @@ class Baseline:
     def default_steps(self, train_rows: int) -> int:
         return 0
 
+    def reads(self, train_rows: int, validation_rows: int) -> int:
+        return train_rows
+
     def fit(self, job: Job) -> Fitted:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression

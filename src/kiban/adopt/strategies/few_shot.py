@@ -24,6 +24,9 @@ class FewShot:
     def default_steps(self, train_rows: int) -> int:
         return 0
 
+    def reads(self, train_rows: int, validation_rows: int) -> int:
+        return 0
+
     def fit(self, job: Job) -> Fitted:
         labels = job.task.labels
         pool = [(str(text), labels[target]) for text, target in zip(job.train.inputs, job.train.targets, strict=True)]

@@ -17,6 +17,7 @@ from kiban.adopt.strategies.linear_head import LinearHeadPredictor, fit_head
 
 EPOCHS = 6
 MAX_LEN = 128
+MAX_VALIDATION = 200
 
 
 class FinetuneEncoder:
@@ -31,13 +32,16 @@ class FinetuneEncoder:
     def default_steps(self, train_rows: int) -> int:
         return EPOCHS * math.ceil(train_rows / BATCH_SIZE)
 
+    def reads(self, train_rows: int, validation_rows: int) -> int:
+        return train_rows + min(MAX_VALIDATION, validation_rows)
+
     def fit(self, job: Job) -> Fitted:
         loaded, head, max_len = fit_head(job, MAX_LEN)
         with torch.random.fork_rng(devices=[]):
             module = SentenceClassifier(loaded.module, head)
         # A small encoder that starts from a fitted head takes a larger step than the 2e-5 of BERT-base.
         tokenizer = tokenizer_of(loaded)
-        outcome = train_classifier(job, module, tokenizer, max_len=max_len, lr=1e-4, max_validation=200)
+        outcome = train_classifier(job, module, tokenizer, max_len=max_len, lr=1e-4, max_validation=MAX_VALIDATION)
         predictor = LinearHeadPredictor(loaded, module.head(), job.task.labels, max_len, self.name)
         return Fitted(predictor=predictor, steps=outcome.steps)
 

@@ -99,6 +99,9 @@ class LinearHeadStrategy:
     def default_steps(self, train_rows: int) -> int:
         return 0
 
+    def reads(self, train_rows: int, validation_rows: int) -> int:
+        return train_rows
+
     def fit(self, job: Job) -> Fitted:
         loaded, head, max_len = fit_head(job, MAX_LEN)
         return Fitted(predictor=LinearHeadPredictor(loaded, head, job.task.labels, max_len), steps=0)

@@ -29,6 +29,7 @@ from kiban.train.precision import choose
 
 EPOCHS = 3
 MAX_LEN = 128
+MAX_VALIDATION = 100
 PROBE_ROWS = 512  # a start needs no more
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -45,6 +46,9 @@ class LoraDecoder:
     def default_steps(self, train_rows: int) -> int:
         return EPOCHS * math.ceil(train_rows / BATCH_SIZE)
 
+    def reads(self, train_rows: int, validation_rows: int) -> int:
+        return min(PROBE_ROWS, train_rows) + min(MAX_VALIDATION, validation_rows)
+
     def fit(self, job: Job) -> Fitted:
         generator = torch.Generator().manual_seed(job.seed)
         loaded = zoo.load(
@@ -59,7 +63,7 @@ class LoraDecoder:
         start_from(module.score, _probe(module, loaded, job, max_len))
         add_lora(module, rank=16, alpha=32, targets=TARGETS, generator=generator)
         module.score.requires_grad_(True)
-        outcome = train_classifier(job, module, tokenizer, max_len=max_len, lr=5e-4, max_validation=100)
+        outcome = train_classifier(job, module, tokenizer, max_len=max_len, lr=5e-4, max_validation=MAX_VALIDATION)
         merge_lora(module)
         return Fitted(predictor=ClassifierPredictor(loaded, max_len, self.name), steps=outcome.steps)
 

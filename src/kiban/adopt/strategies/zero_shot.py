@@ -20,6 +20,9 @@ class ZeroShot:
     def default_steps(self, train_rows: int) -> int:
         return 0
 
+    def reads(self, train_rows: int, validation_rows: int) -> int:
+        return 0
+
     def fit(self, job: Job) -> Fitted:
         labels, language = job.task.labels, job.task.language
         predictor = PromptPredictor(open_model(job), labels, strategy=self.name, language=language, fast=True)
