@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kiban.adopt.budget import (
+    ENOUGH_ROWS,
     MIN_ROWS,
     MIN_STEPS,
     PROCESS_SECONDS,
@@ -73,7 +74,11 @@ def test_allowances_keep_to_the_pool_if_the_minimum_does(
         assert min(MIN_STEPS, steps[id]) <= taken <= steps[id]
         assert min(MIN_ROWS, validation) <= rows <= validation
         spent += c.start + taken * c.step + rows * c.row
-        least += c.start + min(MIN_STEPS, steps[id]) * c.step + min(MIN_ROWS, validation) * c.row
+        fewest = c.start + min(MIN_STEPS, steps[id]) * c.step + min(MIN_ROWS, validation) * c.row
+        looked = validation if validation * c.row < SLOW_SECONDS else min(validation, ENOUGH_ROWS)
+        wish = c.start + steps[id] * c.step + looked * c.row
+        assert wish >= SLOW_SECONDS or found[id] == (steps[id], looked), "the quick ones are never held back"
+        least += wish if wish < SLOW_SECONDS else fewest
     assert list(found) == list(costs)
     assert spent <= max(pool, least) * (1 + 1e-6) + 1e-6
 

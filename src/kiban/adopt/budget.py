@@ -91,7 +91,10 @@ def allowances(
     }
     wanted = {id: cost.start + steps[id] * cost.step + rows[id] * cost.row for id, cost in costs.items()}
     few = {id: Allowance(min(MIN_STEPS, steps[id]), min(MIN_ROWS, rows[id])) for id in costs}
-    grants = share(pool, wanted, least_seconds(costs, steps, validation_rows))
+    least = least_seconds(costs, steps, validation_rows)
+    # The quick ones are never held back: what they could give up helps nobody.
+    least |= {id: wish for id, wish in wanted.items() if wish < SLOW_SECONDS}
+    grants = share(pool, wanted, least)
     result = {}
     for id, cost in costs.items():
         result[id] = Allowance(steps[id], rows[id])
