@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +14,6 @@ from kiban import zoo
 from kiban.errors import ConfigError, DatasetError, KibanError, LimitError, ModelNotFoundError
 from kiban.families.bert import BertMaskedLM
 from kiban.families.llama import Llama, LlamaConfig
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def classifier(folder: Path, target: Path) -> Path:

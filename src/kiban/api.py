@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from kiban import zoo
+from kiban.adopt.model import AdoptedModel, several
 from kiban.adopt.strategies import load_predictor
 from kiban.adopt.strategies.base import Predictor
 from kiban.config import Progress, silent
@@ -92,7 +93,7 @@ class Model:
         """Continue a text, or several; sampling as in `Sampling`. A list gives a list."""
         loaded = self._need("generate")
         assert loaded.tokenizer is not None
-        ids = [loaded.tokenizer.encode(text) for text in _several(prompt)]
+        ids = [loaded.tokenizer.encode(text) for text in several(prompt)]
         answers = generate(loaded.module, loaded.tokenizer, ids, Sampling(**sampling))  # type: ignore[arg-type]
         texts = [answer.text for answer in answers]
         return texts[0] if isinstance(prompt, str) else texts
@@ -125,7 +126,7 @@ class Model:
         loaded = self._need("embed")
         if self._plan is None:
             self._plan = EncoderPlan(loaded, max_len=_sentence_length(loaded))
-        vectors = np.asarray(self._plan.embed(_several(texts)), dtype=np.float32)
+        vectors = np.asarray(self._plan.embed(several(texts)), dtype=np.float32)
         return vectors[0] if isinstance(texts, str) else vectors
 
     @torch.inference_mode()
@@ -148,18 +149,16 @@ class Model:
 
     def predict(self, texts: str | Sequence[str]) -> Any:
         """The label of a text, or of several. A list gives a list."""
-        found = [self.labels[i] for i in self._scores(texts).argmax(-1)]
-        return found[0] if isinstance(texts, str) else found
+        return self._classifier().predict(texts)
 
     def predict_proba(self, texts: str | Sequence[str]) -> Any:
         """The probability of every label, as a dict for a text, as a list of dicts for several."""
-        found = [dict(zip(self.labels, row, strict=True)) for row in self._scores(texts).tolist()]
-        return found[0] if isinstance(texts, str) else found
+        return self._classifier().predict_proba(texts)
 
-    def _scores(self, texts: str | Sequence[str]) -> NDArray[np.float64]:
+    def _classifier(self) -> AdoptedModel:
         if self.predictor is None:
             raise ConfigError("model", why="is no classifier", hint=f"it can: {', '.join(self.abilities)}")
-        return self.predictor.predict(_several(texts))
+        return AdoptedModel(self.predictor, self.labels)
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that opens in Hugging Face tools; it must be new."""
@@ -168,11 +167,6 @@ class Model:
         else:
             assert self.loaded is not None
             zoo.save(self.loaded, Path(folder))
-
-
-def _several(texts: str | Sequence[str]) -> list[str]:
-    """A text is a sequence of texts too: its characters. Nobody means that."""
-    return [texts] if isinstance(texts, str) else list(texts)
 
 
 def _sentence_length(loaded: zoo.Loaded) -> int | None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,23 +19,6 @@ from kiban.inputs.tokenizer import Tokenizer
 
 CLASSES = ("ゲーム", "プログラミング言語", "科学・数学")
 ROWS = 50  # of each class
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """For this process and those it starts: more threads only wait for each other on models this small."""
-    before = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        torch.set_num_threads(1)
-        yield
-        torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -76,19 +57,9 @@ def rows(small_rows: list[tuple[str, str]]) -> tuple[Rows, Rows, Rows]:
 
 
 @pytest.fixture(scope="session")
-def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_llama_folder(byte_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of two narrow layers with grouped heads; weights large enough that answers vary with the text."""
-    from tokenizers import Tokenizer as Library
-    from tokenizers import decoders, models, pre_tokenizers
-
     folder = tmp_path_factory.mktemp("tiny-llama")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    library = Library(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    library.decoder = decoders.ByteLevel()
-    library.add_special_tokens(["<end>", "<pad>"])
-    library.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"eos_token": "<end>", "pad_token": "<pad>"}', "utf-8")
     config = LlamaConfig(
         vocab_size=258, num_layers=2, dim=32, num_heads=4, num_kv_heads=2, ffn_dim=64, max_seq_len=2048, norm_eps=1e-5
     )
@@ -97,8 +68,7 @@ def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for parameter in module.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(5.0)
-    tokenizer = Tokenizer.from_folder(folder)
-    loaded = zoo.Loaded(zoo.families()["llama"], config, module, tokenizer, None, (), "tiny-llama", None)
+    loaded = zoo.Loaded(zoo.families()["llama"], config, module, byte_tokenizer, None, (), "tiny-llama", None)
     zoo.save(loaded, folder / "llama")
     return folder / "llama"
 
@@ -131,11 +101,10 @@ def reference(
     settings: dict[str, Any] = {
         "text": "本文", "label": "区分", "steps": 6, "seed": 3, "models": [str(tiny_bert_folder), str(broken_folder)],
     }  # fmt: skip
-    with one_thread():
-        run = adopt(
-            small_table,
-            out=tmp_path_factory.mktemp("reference") / "run",
-            progress=lambda stage, done, total: stages.append(stage),
-            **settings,
-        )
+    run = adopt(
+        small_table,
+        out=tmp_path_factory.mktemp("reference") / "run",
+        progress=lambda stage, done, total: stages.append(stage),
+        **settings,
+    )
     return Reference(run, settings, stages)

@@ -49,6 +49,7 @@ def test_a_run_recommends_what_it_measured_and_leaves_it_ready(reference: Any, s
     texts = [text for text, _ in small_rows]
     assert np.mean([got == label for got, (_, label) in zip(run.model.predict(texts), small_rows)]) > 0.9
     assert kiban.load(run.folder).predict(texts[:3]) == run.model.predict(texts[:3])
+    assert run.model.predict(texts[0]) == kiban.load(run.folder).predict(texts[0]) == run.model.predict(texts[:1])[0]
     assert abs(sum(run.model.predict_proba(texts[:1])[0].values()) - 1) < 1e-9
     left = {path.name for path in run.folder.iterdir()}
     assert {"config.yaml", "environment.json", "metrics.jsonl", "report.html", "result.json", "final"} <= left

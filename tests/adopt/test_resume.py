@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,3 +107,11 @@ def test_a_run_killed_at_many_moments_ends_as_one_that_was_not(
         first, second = (json.loads(path.read_text("utf-8"))["probabilities"] for path in (measured, mine))
         assert first == second
     assert (folder / "report.html").exists() and run.model.predict(["ゲームです。"])
+
+
+def test_a_config_edited_into_nonsense_is_told_before_any_work(reference: Any, tmp_path: Path) -> None:
+    shutil.copytree(reference.run.folder, tmp_path / "run")
+    path = tmp_path / "run" / "config.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("seed: 3", "seed: often"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="'seed': 'often' is of the wrong kind"):
+        resume(tmp_path / "run")

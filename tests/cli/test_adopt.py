@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from kiban.adopt.folder import Settings
-from kiban.cli.adopt import KINDS
+from kiban.adopt.folder import KINDS, Settings
 from kiban.config import write_yaml
 from kiban.errors import KibanError
 
@@ -77,7 +76,7 @@ def test_a_dry_run_shows_data_and_candidates_and_writes_nothing(
 
 
 def test_every_setting_of_a_run_can_be_set_and_is_checked() -> None:
-    assert set(KINDS) | {"source_sha256"} == {field.name for field in dataclasses.fields(Settings)}
+    assert set(KINDS) == {field.name for field in dataclasses.fields(Settings)}
 
 
 def test_a_config_gives_what_no_option_gives(

@@ -1,31 +1,12 @@
-"""A tokenizer whose tokens are bytes (so a Japanese character takes three), and a small random Llama."""
+"""A small random Llama."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
 
 from kiban import zoo
 from kiban.families.llama import Llama, LlamaConfig
-from kiban.inputs.tokenizer import Tokenizer
-
-
-@pytest.fixture(scope="session")
-def byte_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    from tokenizers import Tokenizer as Library
-    from tokenizers import decoders, models, pre_tokenizers
-
-    folder: Path = tmp_path_factory.mktemp("bytes")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    library = Library(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    library.decoder = decoders.ByteLevel()
-    library.add_special_tokens(["<end>", "<pad>"])
-    library.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"eos_token": "<end>", "pad_token": "<pad>"}', "utf-8")
-    return Tokenizer.from_folder(folder)
 
 
 @pytest.fixture(scope="session")

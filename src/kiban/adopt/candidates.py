@@ -53,7 +53,7 @@ def list_candidates(
     """
     chosen: list[Candidate] = []
     skipped: list[Skipped] = []
-    check_names(models, strategies)
+    check_names((), strategies)  # the models are looked up below
     baseline = Candidate(strategy="baseline", model=None, licence="BSD-3-Clause", commercial_use=True)
     refused = strategy("baseline").refusal(task, None)
     if refused:

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,30 @@ from kiban.config import from_dict, read_yaml, to_dict, write_yaml
 from kiban.data.tables import OnBadRow, from_frame
 from kiban.errors import ConfigError, DatasetError
 from kiban.weights import folder as weights_folder
+
+# What each setting of config.yaml may be; None where that means "not given".
+KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("require", "lang", "on_bad_row", "source_sha256"), (str,)),
+    **dict.fromkeys(("source", "text", "label"), (str, type(None))),
+    **dict.fromkeys(("yen_per_hour", "yen_per_usd"), (int, float)),
+    **dict.fromkeys(("steps", "max_memory"), (int, type(None))),
+    **dict.fromkeys(("models", "strategies"), (str, list, tuple, type(None))),
+    "seconds": (int, float, type(None)),
+    "seed": (int,),
+}
+CHOICES = {"on_bad_row": ("stop", "skip"), "lang": ("ja", "en")}
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Raises ConfigError naming the first setting, of those that are known, whose value cannot be."""
+    for key, kinds in KINDS.items():
+        value = settings.get(key)
+        if key in settings and (not isinstance(value, kinds) or isinstance(value, bool)):
+            raise ConfigError("settings", field=key, why=f"{value!r} is of the wrong kind", hint="as in config.yaml")
+        if key in CHOICES and key in settings and value not in CHOICES[key]:
+            raise ConfigError("settings", field=key, why=f"{value!r} is unknown", hint=" or ".join(CHOICES[key]))
+    if not 0 <= settings.get("seed", 0) < 2**32:
+        raise ConfigError("settings", field="seed", why="is out of range", hint="0 to 4294967295")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +91,11 @@ class Settings:
 
     @classmethod
     def read(cls, folder: Path) -> Settings:
-        """Read config.yaml. Raises ConfigError if the folder holds no run."""
+        """Read config.yaml. Raises ConfigError if the folder holds no run, or a setting that cannot be."""
         if not (folder / "config.yaml").exists():
             raise ConfigError(folder, why="is not a run folder", hint="give the folder that `kiban adopt` printed")
         values = read_yaml(folder / "config.yaml")
+        check(values)
         lists = {key: tuple(values[key]) for key in ("models", "strategies") if values.get(key) is not None}
         return from_dict(cls, {**values, **lists})
 

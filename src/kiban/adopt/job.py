@@ -16,6 +16,7 @@ from kiban.adopt.assemble import assemble
 from kiban.adopt.budget import Budget
 from kiban.adopt.candidates import Skipped, check_names, fetch, list_candidates
 from kiban.adopt.folder import Settings, alone, environment, keep_frame, new_folder, sha256_of
+from kiban.adopt.model import AdoptedModel
 from kiban.adopt.profile import guess_columns, profile
 from kiban.adopt.race import Race
 from kiban.adopt.report import write_report
@@ -24,7 +25,7 @@ from kiban.adopt.report.formats import Lang
 from kiban.adopt.result import CandidateResult, Profile, Result, Splits
 from kiban.adopt.split import split
 from kiban.adopt.strategies import load_predictor
-from kiban.adopt.strategies.base import Candidate, Predictor, Rows, Task
+from kiban.adopt.strategies.base import Candidate, Rows, Task
 from kiban.choose.cost import Prices
 from kiban.choose.requirements import Requirement, parse
 from kiban.config import Progress, from_dict, silent
@@ -32,25 +33,6 @@ from kiban.data.tables import Table, read_table
 from kiban.errors import ConfigError, DatasetError, IntegrityError
 
 MAX_TEST_ROWS = 2000  # more narrow the intervals little and cost every candidate time
-
-
-class AdoptedModel:
-    """The recommended model, ready to use."""
-
-    def __init__(self, predictor: Predictor, labels: Sequence[str]) -> None:
-        self.predictor, self.labels = predictor, tuple(labels)
-
-    def predict(self, texts: str | Sequence[str]) -> list[str]:
-        """The label of each text."""
-        return [self.labels[i] for i in self.predictor.predict(_several(texts)).argmax(-1)]
-
-    def predict_proba(self, texts: str | Sequence[str]) -> list[dict[str, float]]:
-        """For each text the probability of every label."""
-        return [dict(zip(self.labels, row, strict=True)) for row in self.predictor.predict(_several(texts)).tolist()]
-
-
-def _several(texts: str | Sequence[str]) -> list[str]:
-    return [texts] if isinstance(texts, str) else list(texts)
 
 
 @dataclass(frozen=True)

@@ -250,7 +250,8 @@ class Race:
     def _fail(self, id: str, rung: int, error: Exception, seconds: float) -> Lap:
         """Record that a candidate is out. The race goes on without it."""
         why = str(error) if isinstance(error, KibanError) else f"{type(error).__name__}: {error}".strip(": ")
-        self.log(f"{id}: failed: {why}")
+        left_out = isinstance(error, BudgetError)
+        self.log(f"{id}: {'left out' if left_out else 'failed'}: {why}")
         return self._record(
             Lap(
                 id=id,
@@ -260,7 +261,7 @@ class Race:
                 seconds=seconds,
                 predicted=(),
                 failed=" ".join(why.split()),
-                left_out=isinstance(error, BudgetError),
+                left_out=left_out,
             )
         )
 

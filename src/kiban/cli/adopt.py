@@ -18,17 +18,6 @@ from kiban.errors import ConfigError
 if TYPE_CHECKING:
     from kiban.adopt.job import Adoption, Look
 
-# What each setting of config.yaml may be; None where that means "not given".
-KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("require", "lang", "on_bad_row"), (str,)),
-    **dict.fromkeys(("source", "text", "label"), (str, type(None))),
-    **dict.fromkeys(("yen_per_hour", "yen_per_usd"), (int, float)),
-    **dict.fromkeys(("steps", "max_memory"), (int, type(None))),
-    **dict.fromkeys(("models", "strategies"), (str, list, tuple, type(None))),
-    "seconds": (int, float, type(None)),
-    "seed": (int,),
-}
-CHOICES = {"on_bad_row": ("stop", "skip"), "lang": ("ja", "en")}
 OPTIONS = {"source": "table", "seconds": "time"}  # settings whose option has another name
 WORDS: dict[str, dict[str, Any]] = {
     "look": {
@@ -173,17 +162,13 @@ def _stored(config: Path, known: dict[str, Any], given: set[str]) -> dict[str, A
 
 def _changed(settings: dict[str, Any], changes: Sequence[str], given: set[str]) -> dict[str, Any]:
     """settings with the changes of --set, checked. Raises ConfigError naming the setting."""
+    from kiban.adopt.folder import check
+
     settings = override(settings, changes)
     named = given | {OPTIONS.get(key, key) for key in (change.partition("=")[0].strip() for change in changes)}
     if "time" in named and "steps" not in named:
         settings["steps"] = None  # of the run that is repeated
-    for key, value in settings.items():
-        if not isinstance(value, KINDS[key]) or isinstance(value, bool):
-            raise ConfigError("settings", field=key, why=f"{value!r} is of the wrong kind", hint="as in config.yaml")
-        if key in CHOICES and value not in CHOICES[key]:
-            raise ConfigError("settings", field=key, why=f"{value!r} is unknown", hint=" or ".join(CHOICES[key]))
-    if not 0 <= settings["seed"] < 2**32:
-        raise ConfigError("settings", field="seed", why="is out of range", hint="0 to 4294967295")
+    check(settings)
     return settings
 
 

@@ -75,4 +75,6 @@ def alone(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     busy = CheckpointError(folder, why="another trainer works here", hint="wait for it, or use a new folder")
     with exclusive(folder / ".lock", error=busy):
+        for stale in folder.glob(".step-*.tmp"):  # of a trainer that was killed; the lock says nobody writes there
+            shutil.rmtree(stale, ignore_errors=True)
         yield
