@@ -25,6 +25,19 @@ DECODERS = {
     "rakutenai-7b": 7_372_804_096,
     "smollm2-135m": 134_515_008,
     "qwen2.5-coder-1.5b": 1_543_714_304,
+    "gpt1": 116_534_784,
+    "gpt2-small": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+    "gpt3-small": 125_226_240,
+    "gpt3-medium": 355_871_744,
+    "gpt3-large": 760_300_032,
+    "gpt3-xl": 1_315_723_264,
+    "gpt3-2.7b": 2_651_553_280,
+    "gpt3-6.7b": 6_658_404_352,
+    "gpt3-13b": 12_853_386_240,
+    "gpt3-175b": 174_604_259_328,
 }
 ENCODERS = {
     "bert-base-uncased": (109_482_240, 110_106_428),
@@ -55,7 +68,7 @@ def test_encoders_have_the_published_number_of_parameters(preset: str, counts: t
 
 
 def test_every_preset_has_its_count_checked() -> None:
-    assert set(zoo.presets()) == {*DECODERS, *ENCODERS, "llama-tiny"}
+    assert set(zoo.presets()) == {*DECODERS, *ENCODERS, "llama-tiny", "gpt-tiny"}
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:

@@ -17,9 +17,9 @@ from kiban.adopt.strategies.base import Predictor
 from kiban.config import Progress, silent
 from kiban.engine.encoder import EncoderPlan
 from kiban.errors import ConfigError, LimitError, ModelNotFoundError
+from kiban.files import read_json
 from kiban.generate.sampling import Sampling
 from kiban.generate.text import generate, stream
-from kiban.weights.folder import read_json
 
 Message = Mapping[str, str]
 SENTENCE_SETTINGS = "sentence_bert_config.json"  # where sentence-transformers keeps the length it was trained for

@@ -68,6 +68,7 @@ class Family:
     gguf_architectures: tuple[str, ...] = ()
     from_gguf: Callable[[Mapping[str, Any]], Any] | None = None
     gguf_names: Callable[[Any], Any] | None = None
+    to_gguf: Callable[[Any], dict[str, Any]] | None = None  # config -> metadata, for families that can be written so
 
 
 def home() -> Path:

@@ -18,9 +18,10 @@ from kiban.catalogue.entries import entries, find
 from kiban.catalogue.pull import pull
 from kiban.config import Family, Head, Progress, Traits, did_you_mean, silent
 from kiban.errors import ConfigError, FormatError, ModelNotFoundError
+from kiban.files import read_json, verify_folder
 from kiban.inputs.build import TOKENIZER_FILES
 from kiban.inputs.tokenizer import Tokenizer
-from kiban.weights.folder import read_json, verify_folder, write_folder
+from kiban.weights.folder import write_folder
 from kiban.weights.gguf import read_gguf
 from kiban.weights.names import to_ours, to_published
 from kiban.weights.safetensors import read_folder_tensors

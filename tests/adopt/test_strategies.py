@@ -19,7 +19,8 @@ import kiban
 from kiban.adopt.strategies import NAMES, load_predictor, strategy
 from kiban.adopt.strategies.base import Candidate, Job, Predictor, Rows, Task
 from kiban.errors import FormatError, IntegrityError, KibanError
-from kiban.weights.folder import write_folder, write_manifest
+from kiban.files import write_manifest
+from kiban.weights.folder import write_folder
 
 ENCODERS, DECODERS = ("linear_head", "finetune_encoder"), ("zero_shot", "few_shot", "lora_decoder")
 LONG = "長い文章です。数学とゲームの話が続きます。" * 60  # more tokens than any of the models takes

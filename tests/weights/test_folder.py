@@ -13,14 +13,8 @@ import pytest
 import torch
 
 from kiban.errors import FormatError, IntegrityError
-from kiban.weights.folder import (
-    read_json,
-    sha256_of,
-    staged_folder,
-    verify_folder,
-    write_folder,
-    write_manifest,
-)
+from kiban.files import read_json, sha256_of, staged_folder, verify_folder, write_manifest
+from kiban.weights.folder import write_folder
 from kiban.weights.safetensors import read_folder_tensors
 
 FILES: dict[str, str | bytes] = {

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from kiban import zoo
 from kiban.errors import ConfigError, FormatError
-from kiban.weights.folder import read_json, verify_folder, write_folder
+from kiban.files import read_json, verify_folder
+from kiban.weights.folder import write_folder
 from kiban.weights.names import Same
 from kiban.weights.safetensors import read_safetensors, tensor_bytes
 

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kiban import __version__
+from kiban import __version__, files
 from kiban.config import from_dict, read_yaml, to_dict, write_yaml
 from kiban.data.tables import OnBadRow, from_frame
 from kiban.errors import ConfigError, DatasetError
-from kiban.weights import folder as weights_folder
 
 # What each setting of config.yaml may be; None where that means "not given".
 KINDS: dict[str, tuple[type, ...]] = {
@@ -103,7 +102,7 @@ class Settings:
 def alone(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Hold a run folder. Raises ConfigError if another process works on it."""
     busy = ConfigError(folder, why="another kiban process works on this run", hint="wait for it")
-    return weights_folder.exclusive(folder / ".lock", error=busy)
+    return files.exclusive(folder / ".lock", error=busy)
 
 
 def new_folder(name: str) -> Path:
@@ -124,7 +123,7 @@ def keep_frame(frame: Any, folder: Path) -> Path:
 def sha256_of(table: Path) -> str:
     """What tells whether a table is still the same. Raises DatasetError if it cannot be read."""
     try:
-        return weights_folder.sha256_of(table)
+        return files.sha256_of(table)
     except OSError as error:
         raise DatasetError(table, why=f"cannot be read: {error.strerror}") from error
 

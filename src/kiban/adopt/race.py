@@ -38,7 +38,7 @@ from kiban.adopt.strategies.base import Candidate, Job, Predictor, Rows, Task
 from kiban.config import Progress, silent
 from kiban.errors import BudgetError, IntegrityError, KibanError
 from kiban.evaluate.metrics import macro_f1
-from kiban.weights.folder import MANIFEST, read_json, write_manifest
+from kiban.files import MANIFEST, read_json, write_manifest
 
 FRACTIONS = (0.25, 0.5, 1.0)  # of the training rows
 PROBE_TRAIN, PROBE_VALIDATION = 64, 8  # rows on which a candidate's cost is measured

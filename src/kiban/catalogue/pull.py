@@ -19,7 +19,7 @@ from pathlib import Path
 from kiban.catalogue.entries import Entry, Wheel, find
 from kiban.config import Progress, home, silent
 from kiban.errors import IntegrityError, KibanError, LimitError, ModelNotFoundError
-from kiban.weights.folder import exclusive, sha256_of, sync
+from kiban.files import exclusive, sha256_of, sync
 
 MAX_MEMBER_BYTES = 8 * 2**30
 LOCK_SECONDS = 3600

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from kiban.errors import CheckpointError, KibanError, NonFiniteError
-from kiban.weights.folder import exclusive, read_json, staged_folder, verify_folder, write_manifest
+from kiban.files import exclusive, read_json, staged_folder, verify_folder, write_manifest
 from kiban.weights.safetensors import read_folder_tensors, write_safetensors
 
 KEEP = 2

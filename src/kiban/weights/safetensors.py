@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kiban.errors import FormatError, KibanError, ModelNotFoundError, UnsafeFormatError
-from kiban.weights.folder import inside, parse_json, read_json
+from kiban.files import inside, parse_json, read_json
 
 MAX_HEADER_BYTES = 100 * 10**6  # the format's own limit
 DTYPE_BYTES = {

@@ -9,7 +9,7 @@ from typing import cast
 from kiban.adopt.strategies.base import Predictor, Strategy
 from kiban.config import did_you_mean
 from kiban.errors import ConfigError, FormatError
-from kiban.weights.folder import read_json
+from kiban.files import read_json
 
 NAMES = ("baseline", "linear_head", "zero_shot", "few_shot", "finetune_encoder", "lora_decoder")  # cheap ones first
 

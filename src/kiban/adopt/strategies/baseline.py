@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from kiban.adopt.strategies.base import Fitted, Job, Task
 from kiban.errors import FormatError
-from kiban.weights.folder import read_json, verify_folder, write_folder
+from kiban.files import read_json, verify_folder
+from kiban.weights.folder import write_folder
 
 # skops opens only types that are named; these are all that this pipeline is made of.
 TRUSTED = [

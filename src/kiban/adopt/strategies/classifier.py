@@ -17,11 +17,11 @@ from kiban.config import Traits
 from kiban.data.loader import Loader
 from kiban.errors import ConfigError
 from kiban.evaluate.metrics import macro_f1
+from kiban.files import read_json
 from kiban.inputs.tokenizer import Tokenizer, pad_batch
 from kiban.objectives.classification import Classification
 from kiban.train.precision import choose
 from kiban.train.trainer import TrainConfig, Trainer, TrainResult
-from kiban.weights.folder import read_json
 
 BATCH_SIZE = 16
 PREDICT_BATCH = 32

@@ -19,7 +19,7 @@ from kiban.adapt.heads import LinearHead, fit_linear_head
 from kiban.adopt.strategies.base import Fitted, Job, Task
 from kiban.adopt.strategies.classifier import refuse_unless_text
 from kiban.engine.encoder import EncoderPlan
-from kiban.weights.folder import read_json
+from kiban.files import read_json
 from kiban.weights.safetensors import read_safetensors, tensor_bytes
 
 MAX_LEN = 256

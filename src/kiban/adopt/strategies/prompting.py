@@ -20,10 +20,10 @@ from kiban.adopt.strategies.base import Job, Task
 from kiban.adopt.strategies.classifier import refuse_unless_text
 from kiban.engine.decoder import DecoderPlan
 from kiban.engine.probe import matrix_dtype
+from kiban.files import read_json
 from kiban.generate.few_shot import CONTENT_FREE, ChoicePrompt, NearestExamples
 from kiban.generate.score import ChoiceScorer, calibrate
 from kiban.generate.text import CausalModel
-from kiban.weights.folder import read_json
 
 
 class PromptPredictor:

@@ -16,11 +16,8 @@ import pytest
 import torch
 
 from kiban.errors import FormatError, KibanError
-from kiban.weights.folder import (
-    staged_folder,
-    verify_folder,
-    write_folder,
-)
+from kiban.files import staged_folder, verify_folder
+from kiban.weights.folder import write_folder
 
 
 def files_of(folder: Path) -> set[str]:
@@ -128,7 +125,7 @@ def test_a_disk_without_room_is_our_error_and_leaves_nothing_behind(tmp_path: Pa
 KEEP_WRITING = """
 import itertools, sys
 from pathlib import Path
-from kiban.weights.folder import staged_folder, write_manifest
+from kiban.files import staged_folder, write_manifest
 for number in itertools.count(int(sys.argv[2])):
     with staged_folder(Path(sys.argv[1]) / str(number)) as staged:
         for i in range(5):

@@ -10,12 +10,7 @@ from pathlib import Path
 import pytest
 
 from kiban.errors import FormatError, KibanError, LimitError
-from kiban.weights.folder import (
-    exclusive,
-    inside,
-    parse_json,
-    read_json,
-)
+from kiban.files import exclusive, inside, parse_json, read_json
 
 
 @pytest.mark.parametrize("name", ["a", "a/b", "a/./b", "日本語/重み.safetensors", "..a", "a..b", ".hidden"])
@@ -71,7 +66,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from kiban.errors import KibanError
-from kiban.weights.folder import exclusive
+from kiban.files import exclusive
 with exclusive(Path(sys.argv[1]), error=KibanError("held")):
     print("held", flush=True)
     sys.stdin.read()
