@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from kiban.data.loader import Loader
 from kiban.objectives.classification import Classification
-from kiban.train.trainer import TrainConfig, Trainer
+from kiban.train.settings import Hooks, TrainConfig
+from kiban.train.trainer import Trainer
 
 Row = tuple[list[int], int]
 
@@ -57,10 +58,11 @@ def make(folder: Path | None = None, *, module: nn.Module | None = None, **chang
         "precision": "fp32",
         "checkpoint_every": 4,
     }
-    extras = {name: changes.pop(name) for name in ("evaluate", "best_metric", "progress") if name in changes}
+    extras = {name: changes.pop(name) for name in ("progress", "parallel") if name in changes}
+    hooks = Hooks(**{name: changes.pop(name) for name in ("evaluate", "best_metric", "sample") if name in changes})
     loader = Loader(rows(), collate, batch_size=8, seed=1)
     config = TrainConfig(**{**values, **changes})
-    return Trainer(Classification(module), module, loader, config, folder=folder, **extras)
+    return Trainer(Classification(module), module, loader, config, folder=folder, hooks=hooks, **extras)
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from kiban.errors import CheckpointError, ConfigError, NonFiniteError
 from kiban.objectives.causal_lm import CausalLM
 from kiban.train import checkpoint
-from kiban.train.trainer import TrainConfig, Trainer
+from kiban.train.settings import Hooks, TrainConfig
+from kiban.train.trainer import Trainer
 
 Make = Callable[..., Trainer]
 
@@ -65,14 +66,17 @@ def test_a_batch_has_the_same_gradient_however_it_is_cut(trainer_of: Make, kind:
 
 
 def state_of(trainer: Trainer) -> list[Tensor]:
-    moments = trainer.optimizer.state_dict()["state"]
     tensors = [p.detach().clone() for p in trainer.parameters.values()]
-    return tensors + [torch.as_tensor(moments[i][key]) for i in sorted(moments) for key in sorted(moments[i])]
+    tensors += trainer.average.values.values() if trainer.average else []
+    for optimizer in trainer.optimizers:
+        moments = optimizer.state_dict()["state"]
+        tensors += [torch.as_tensor(moments[i][key]) for i in sorted(moments) for key in sorted(moments[i])]
+    return tensors
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{key: value for key, value in line.items() if key != "rows_per_s"} for line in lines]
+    return [{key: value for key, value in line.items() if key != "tokens_per_s"} for line in lines]
 
 
 @pytest.mark.parametrize("stop_at", [1, 6, 13, 20])
@@ -127,14 +131,14 @@ def test_dropout_draws_from_the_runs_own_seed_and_leaves_the_callers_numbers_alo
 
 
 def test_the_best_parameters_are_put_back_and_patience_ends_the_run(trainer_of: Make) -> None:
-    trainer = trainer_of(steps=40, eval_every=2, patience=3, best_metric="score", evaluate=lambda: {"score": 0.0})
+    trainer = trainer_of(steps=40, eval_every=2, patience=3)
     seen: list[Tensor] = []
 
     def evaluate() -> dict[str, float]:
         seen.append(trainer.module.get_parameter("out.bias").detach().clone())
         return {"score": [0.1, 0.5, 0.9, 0.2, 0.3, 0.9][len(seen) - 1]}
 
-    trainer.evaluate = evaluate
+    trainer.hooks = Hooks(evaluate=evaluate, best_metric="score")
     result = trainer.run()
     assert (result.stopped_by, result.best_step, result.steps) == ("patience", 6, 12)
     assert result.best_metrics == {"score": 0.9}

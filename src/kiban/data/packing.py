@@ -18,15 +18,16 @@ Row = tuple[
 
 
 class PackedRows(Sequence[Row]):
-    """A corpus as rows of seq_len tokens, cut from the stream of all documents one after the other.
+    """A corpus as rows of seq_len + 1 tokens, cut from the stream of all documents one after the other.
 
-    The tokens behind the last whole row are left out. Raises DatasetError if there is not one row.
+    The last token of a row is the first of the next one: it is only predicted. The tokens behind the last whole row are
+    left out. Raises DatasetError if there is not one row.
     """
 
     def __init__(self, shards: Shards, seq_len: int) -> None:
         self.shards, self.seq_len = shards, seq_len
-        self.num_rows = shards.facts.tokens // seq_len
-        if not self.num_rows:
+        self.num_rows = (shards.facts.tokens - 1) // seq_len
+        if self.num_rows < 1:
             why = f"holds {shards.facts.tokens} tokens, which do not fill one row of {seq_len}"
             raise DatasetError(shards.folder, why=why, hint="give more text, or a shorter seq_len")
 
@@ -35,14 +36,13 @@ class PackedRows(Sequence[Row]):
 
     def __getitem__(self, index: int) -> Row:  # type: ignore[override]
         start = index * self.seq_len
-        end = start + self.seq_len
-        places = np.arange(start, end)
-        documents = np.searchsorted(self.shards.ends, places, side="right")
+        end = start + self.seq_len + 1
+        documents = np.searchsorted(self.shards.ends, np.arange(start, end), side="right")
         return self.shards.read(start, end), documents - documents[0]
 
 
 def collate(rows: list[Row]) -> dict[str, Tensor]:
-    """A batch of packed rows: tokens (B, T) int64 and documents (B, T) int64."""
+    """A batch of packed rows: tokens (B, T + 1) int64 and documents (B, T + 1) int64."""
     tokens, documents = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
     return {"tokens": tokens, "documents": documents}
 

@@ -1,8 +1,8 @@
 """Tokenised corpora on disk: token ids of many documents, read through the memory map, with a sha256 for every file.
 
 A folder holds `tokens-N.bin` (uint16 or uint32, little-endian), `documents-N.bin` (int64 pairs: where each document ends in
-its shard, in tokens, and how many characters it had), `tokenizer/` and the manifest `kiban.json`. Every document ends in
-the end-of-text token.
+its shard, in tokens, and how many characters it had), `tokenizer/` and the manifest `kiban.json`. Every document begins
+with the end-of-text token, which ends the one before it and is what the first token of a text is predicted from.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def write_shards(
             counts["shards"] += 1
 
         for document in documents:
-            tokens.append(np.asarray([*document.ids, eos_id], dtype=dtype))
+            tokens.append(np.asarray([eos_id, *document.ids], dtype=dtype))
             size += len(tokens[-1])
             ends.append((size, document.characters))
             counts["documents"] += 1
@@ -146,5 +146,5 @@ class Shards:
         return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, dtype=np.int64)
 
     def document(self, index: int) -> NDArray[np.int64]:
-        """The tokens of one document, its end-of-text token included."""
+        """The tokens of one document, the end-of-text token before it included."""
         return self.read(int(self.starts[index]), int(self.ends[index]))

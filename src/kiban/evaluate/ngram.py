@@ -92,6 +92,8 @@ class KneserNey:
         p = np.full(len(tokens), 1.0 / self.vocab_size)
         contexts = np.zeros(len(tokens), dtype=np.int64)  # number of the context of each token, -1 if it was never seen
         for k, level in enumerate(self.levels, 1):
+            if not len(level.keys):  # every document was shorter
+                break
             at = np.flatnonzero((depth >= k - 1) & (contexts >= 0))
             context = contexts[at]
             found = _find(level.keys, context * self.vocab_size + tokens[at])
@@ -101,7 +103,7 @@ class KneserNey:
             contexts = np.full(len(tokens), -1, dtype=np.int64)
             inside = at + 1 < len(tokens)
             contexts[at[inside] + 1] = found[inside]
-        return np.log(p)
+        return np.asarray(np.log(p))
 
 
 def _depths(tokens: Ints, starts: Ints | None, vocab_size: int, order: int) -> NDArray[np.uint8]:
@@ -172,7 +174,5 @@ def estimate_discounts(counts: Ints) -> tuple[float, float, float]:
 
 def _find(keys: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
     """Places of wanted in the increasing keys, -1 where one is not there."""
-    if not len(keys):
-        return np.full(len(wanted), -1, dtype=np.int64)
     at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[at] == wanted, at, -1)

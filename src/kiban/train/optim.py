@@ -1,16 +1,40 @@
-"""Optimisers."""
+"""Optimisers. A run may need two: Muon for the matrices of the blocks, AdamW for the rest."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import nn
 
+from kiban.nn.stack import Stack
 
-def adamw(module: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019) over the parameters that learn; matrices decay, biases and norms do not."""
+Name = Literal["adamw", "muon"]
+
+
+def optimizers(
+    name: Name, module: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float], eps: float = 1e-8
+) -> list[torch.optim.Optimizer]:
+    """The optimisers of the parameters that learn; all follow the same schedule.
+
+    adamw: Loshchilov & Hutter 2019; matrices decay, biases and norms do not. muon: Jordan et al. 2024 for the matrices
+    of the blocks, with steps as long as AdamW's (Liu et al. 2025, section 2.2), so that one lr serves both.
+    """
     learning = [p for p in module.parameters() if p.requires_grad]
+    found: list[torch.optim.Optimizer] = []
+    if name == "muon":
+        hidden = {id(p): p for stack in _stacks(module) for p in stack.parameters() if p.requires_grad and p.ndim == 2}
+        learning = [p for p in learning if id(p) not in hidden]
+        found.append(
+            torch.optim.Muon(list(hidden.values()), lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
     groups = [
         {"params": [p for p in learning if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=1e-8, fused=True)
+    groups = [g for g in groups if g["params"]]
+    return [*found, torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)]
+
+
+def _stacks(module: nn.Module) -> list[Stack]:
+    return [part for part in module.modules() if isinstance(part, Stack)]

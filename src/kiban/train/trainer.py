@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,71 +16,24 @@ from torch import Tensor, nn
 
 from kiban.config import Progress, silent
 from kiban.data.loader import Loader
-from kiban.errors import ConfigError, NonFiniteError
+from kiban.errors import NonFiniteError
 from kiban.objectives.base import Objective
-from kiban.train import checkpoint, schedule
-from kiban.train.optim import adamw
-from kiban.train.precision import Precision, choose
+from kiban.train import checkpoint, optim, schedule
+from kiban.train.average import Average
+from kiban.train.blocks import compile_blocks, recompute
+from kiban.train.log import Log, Meter, digest
+from kiban.train.parallel import Parallel
+from kiban.train.precision import choose, matrix_rate
+from kiban.train.settings import Hooks, State, TrainConfig, TrainResult
 
 MAX_BAD_STEPS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """A training run. Batches are counted in rows; micro_batch_size bounds memory and changes nothing else.
-
-    warmup: share of the steps. eval_every, checkpoint_every: steps, 0 for never. patience: evaluations without a better
-    best_metric before it stops, 0 for no early stop.
-    """
-
-    steps: int
-    batch_size: int
-    micro_batch_size: int
-    lr: float
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
-    warmup: float = 0.1
-    schedule: str = "linear"
-    clip_norm: float = 1.0
-    precision: Precision = "auto"
-    eval_every: int = 0
-    patience: int = 0
-    checkpoint_every: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "micro_batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError("training", field=name, why="must be at least 1")
-        if not self.lr > 0 or not self.clip_norm > 0:
-            raise ConfigError("training", field="lr", why="lr and clip_norm must be above 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """How training ended. best_step and best_metrics are of the parameters that the module now holds."""
-
-    steps: int
-    best_step: int
-    best_metrics: dict[str, float]
-    seconds: float
-    stopped_by: Literal["steps", "patience", "sigterm"]
-
-
-@dataclass
-class _State:
-    step: int = 0
-    best_step: int = 0
-    best_metrics: dict[str, float] = field(default_factory=dict)
-    bad_steps: int = 0
-    waited: int = 0
 
 
 class Trainer:
     """Trains the parameters of module that require gradients.
 
-    folder: where metrics.jsonl and checkpoints go; a run that was interrupted there is continued exactly. evaluate gives
-    metrics; with best_metric (larger is better) the best parameters are put back at the end.
+    folder: where metrics.jsonl and checkpoints go; a run that was interrupted there is continued exactly.
+    flops_per_token: floating-point operations of a training step per token, to tell how well the machine is used.
     """
 
     def __init__(
@@ -92,99 +44,151 @@ class Trainer:
         config: TrainConfig,
         *,
         folder: Path | None = None,
-        evaluate: Callable[[], dict[str, float]] | None = None,
-        best_metric: str | None = None,
+        hooks: Hooks | None = None,
+        flops_per_token: float = 0.0,
+        parallel: Parallel | None = None,
         progress: Progress = silent,
     ) -> None:
         self.objective, self.module, self.loader, self.config = objective, module, loader, config
-        self.folder, self.evaluate, self.best_metric, self.progress = folder, evaluate, best_metric, progress
+        self.folder, self.hooks, self.flops_per_token = folder, hooks or Hooks(), flops_per_token
+        self.progress, self.parallel = progress, parallel or Parallel()
+        if config.recompute:
+            recompute(module)
+        if config.compile:
+            compile_blocks(module)
+        self.parallel.apply(module)
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.optimizer = adamw(module, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas)
+        self.optimizers = optim.optimizers(
+            config.optimizer, module, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas
+        )
+        self.average = Average(self.parameters, config.ema) if config.ema else None
         self.precision = choose(config.precision, module)
         self.device = next(iter(self.parameters.values())).device
-        self.state = _State()
+        self.state = State(steps=config.steps)
         self.best: dict[str, Tensor] = {}
         self.stop_asked = False
+        self.meter = Meter()
+        self.log = Log(folder / "metrics.jsonl" if folder and self.parallel.rank == 0 else None)
 
     def run(self) -> TrainResult:
         """Train to the end, or to the point where an early stop or SIGTERM ends it.
 
         Raises NonFiniteError after three steps in a row without a finite gradient, CheckpointError on a full disk.
         """
-        start, stopped = time.perf_counter(), "steps"
-        lock = checkpoint.alone(self.folder) if self.folder else nullcontext()
+        stopped: Literal["steps", "patience", "sigterm"] = "steps"
+        lock = checkpoint.alone(self.folder) if self.folder and self.parallel.rank == 0 else nullcontext()
         # The caller's random numbers are left as they were.
         with lock, torch.random.fork_rng(devices=[]), self._sigterm():
             torch.manual_seed(self.config.seed)
             self._resume()
-            while self.state.step < self.config.steps:
+            self.started = time.perf_counter() - self.state.seconds
+            while self.state.step < self.state.steps:
                 self._step()
-                every = self.config.eval_every
-                last = self.state.step == self.config.steps
-                if self.evaluate and every and (self.state.step % every == 0 or last) and self._evaluate():
+                if self._pause():
                     stopped = "patience"
                     break
-                if self.stop_asked:  # after the evaluation, which a resumed run would not make up for
+                if self.parallel.any(
+                    self.stop_asked
+                ):  # after the evaluation, which a resumed run would not make up for
                     self._checkpoint()
                     stopped = "sigterm"
                     break
-                if self.config.checkpoint_every and self.state.step % self.config.checkpoint_every == 0:
+                if self._due(self.config.checkpoint_every):
                     self._checkpoint()
+                self._replan()
             if stopped != "sigterm":
-                self._restore_best()
+                self._settle()
         self.module.eval()
         return TrainResult(
             steps=self.state.step,
+            tokens=self.state.tokens,
             best_step=self.state.best_step or self.state.step,
             best_metrics=self.state.best_metrics,
-            seconds=time.perf_counter() - start,
-            stopped_by=stopped,  # type: ignore[arg-type]
+            seconds=time.perf_counter() - self.started,
+            stopped_by=stopped,
         )
+
+    def _due(self, every: int) -> bool:
+        return bool(every) and self.state.step % every == 0
+
+    def _replan(self) -> None:
+        """Move the planned end so that the time budget is kept, until the rate begins to fall."""
+        config, state = self.config, self.state
+        state.seconds = time.perf_counter() - self.started
+        if not config.seconds or state.step >= state.steps * (1 - schedule.DECAY):
+            return
+        state.steps = self.parallel.first(max(state.step + 1, round(state.step * config.seconds / state.seconds)))
 
     # One step -------------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
-        config, started = self.config, time.perf_counter()
+        config, state = self.config, self.state
         self.module.train()
-        rate = config.lr * schedule.factor(config.schedule, self.state.step, steps=config.steps, warmup=config.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        rate = config.lr * schedule.factor(config.schedule, state.step, steps=state.steps, warmup=config.warmup)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         ids = self.loader.next_ids()
-        loss, metrics = self._gradients(ids)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.clip_norm)
-        self.state.step += 1
-        if not bool(torch.isfinite(norm)) or loss != loss or abs(loss) == float("inf"):
-            self._bad_step(ids, loss)
+        loss, metrics, tokens = self._gradients(ids)
+        norm = self.parallel.clip(list(self.parameters.values()), config.clip_norm)
+        state.step += 1
+        state.tokens += tokens
+        if math.isfinite(norm) and math.isfinite(loss):
+            for optimizer in self.optimizers:
+                optimizer.step()
+            state.bad_steps = 0
+            if self.average:
+                self.average.update(state.step)
+            self._tell(ids, loss, {**metrics, "lr": rate, "grad_norm": norm}, tokens)
         else:
-            self.optimizer.step()
-            self.state.bad_steps = 0
-            seconds = time.perf_counter() - started
-            self._log({"loss": loss, **metrics, "lr": rate, "grad_norm": float(norm), "rows_per_s": len(ids) / seconds})
-        self.optimizer.zero_grad(set_to_none=True)
-        self.progress("train", self.state.step, config.steps)
+            self._bad_step(ids)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
 
-    def _gradients(self, ids: list[int]) -> tuple[float, dict[str, float]]:
-        """Add up the gradient of the mean loss over a batch, part by part; returns the mean loss and metrics."""
+    def _gradients(self, ids: list[int]) -> tuple[float, dict[str, float], int]:
+        """Add up the gradient of the mean loss over a batch, part by part; returns mean loss, metrics and tokens.
+
+        Several processes share the batch, and every one of them ends with the gradient of the whole.
+        """
+        mine = self.parallel.share(ids)
         size = len(ids) if self.objective.coupled else self.config.micro_batch_size
-        parts = [self._to_device(self.loader.batch(ids[i : i + size])) for i in range(0, len(ids), size)]
-        count = float(sum(self.objective.count(part) for part in parts))
-        total, sums = 0.0, dict[str, float]()
-        for part in parts:
+        parts = [self._to_device(self.loader.batch(mine[i : i + size])) for i in range(0, len(mine), size)]
+        counts = [float(sum(self.objective.count(part) for part in parts)), float(sum(map(_tokens, parts)))]
+        count, tokens = self.parallel.sum(counts)
+        sums: dict[str, float] = {"loss": 0.0}
+        for number, part in enumerate(parts, 1):
+            self.parallel.last_part(self.module, number == len(parts))
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
                 loss = self.objective(part)
             (loss.total / max(count, 1.0)).backward()  # type: ignore[no-untyped-call]
-            total += float(loss.total.detach())
-            for name, value in loss.metrics.items():
+            for name, value in {"loss": loss.total.detach(), **loss.metrics}.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
-        return total / max(count, 1.0), {name: value / max(count, 1.0) for name, value in sums.items()}
+        self.parallel.reduce(list(self.parameters.values()))
+        values = self.parallel.sum([sums[name] for name in sorted(sums)])
+        means = {name: value / max(count, 1.0) for name, value in zip(sorted(sums), values, strict=True)}
+        return means.pop("loss"), means, int(tokens)
 
     def _to_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
-    def _bad_step(self, ids: list[int], loss: float) -> None:
+    def _tell(self, ids: list[int], loss: float, values: Mapping[str, float], tokens: int) -> None:
+        """A line of the log, and what the progress bar says."""
+        speed = self.meter.rate(tokens)
+        facts = {"loss": loss, **values, "tokens": self.state.tokens, "tokens_per_s": speed, "rows": digest(ids)}
+        words = [f"loss {loss:.3f}", f"{speed:,.0f} tokens/s"]
+        if self.flops_per_token:
+            flops = speed * self.flops_per_token
+            share = flops / (self.parallel.world * matrix_rate(self.device.type, self.precision))
+            facts |= {"flops_per_s": flops, "matrix_rate_share": share}
+            words.append(f"{flops / 1e9:,.0f} GFLOP/s, {share:.0%} of what its matrix products reach")
+        self.log.write(self.state.step, facts)
+        self.progress(f"train | {', '.join(words)}", self.state.step, self.state.steps)
+
+    def _bad_step(self, ids: list[int]) -> None:
         """Leave the weights alone, tell which rows it was, and give up after three in a row."""
         self.state.bad_steps += 1
-        self._log({"loss": None, "non_finite": True, "sample_ids": ids})
+        self.log.write(self.state.step, {"loss": None, "non_finite": True, "sample_ids": ids})
+        self.progress("train | the loss is not finite", self.state.step, self.state.steps)
         if self.state.bad_steps >= MAX_BAD_STEPS:
             why = f"no finite loss and gradient in {MAX_BAD_STEPS} steps in a row, the last on rows {ids[:8]}"
             raise NonFiniteError(
@@ -193,84 +197,88 @@ class Trainer:
 
     # Evaluation -----------------------------------------------------------------------------------------------------
 
+    def _pause(self) -> bool:
+        """Evaluate and sample where it is due; True if patience has run out."""
+        last, out_of_patience = self.state.step == self.state.steps, False
+        evaluate = self.hooks.evaluate and self.config.eval_every and (last or self._due(self.config.eval_every))
+        sample = self.hooks.sample and self._due(self.config.sample_every)
+        if not (evaluate or sample):
+            return False
+        self.module.eval()
+        with self.average.applied() if self.average else nullcontext():
+            if evaluate:
+                out_of_patience = self._evaluate()
+            if sample:
+                assert self.hooks.sample is not None
+                self.log.write(self.state.step, {"sample": self.hooks.sample()})
+        self.meter.restart()
+        return out_of_patience
+
     def _evaluate(self) -> bool:
         """Evaluate, remember the best parameters; True if patience has run out."""
-        assert self.evaluate is not None
-        self.module.eval()
-        metrics = self.evaluate()
-        self._log({f"eval_{name}": value for name, value in metrics.items()})
-        if self.best_metric is None:
+        assert self.hooks.evaluate is not None
+        metrics = self.hooks.evaluate()
+        self.log.write(self.state.step, {f"eval_{name}": value for name, value in metrics.items()})
+        name = self.hooks.best_metric
+        if name is None:
             return False
-        before = self.state.best_metrics.get(self.best_metric)
-        if before is None or metrics[self.best_metric] > before:
+        before = self.state.best_metrics.get(name)
+        if before is None or metrics[name] > before:
             self.state.best_step, self.state.best_metrics, self.state.waited = self.state.step, metrics, 0
             self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
         else:
             self.state.waited += 1
         return bool(self.config.patience) and self.state.waited >= self.config.patience
 
-    def _restore_best(self) -> None:
-        with torch.no_grad():
-            for name, value in self.best.items():
-                self.parameters[name].copy_(value)
+    @torch.no_grad()
+    def _settle(self) -> None:
+        """Leave the parameters that the run is for: the best, else the averaged, else the last."""
+        if self.average and not self.best:
+            self.average.put()
+        for name, value in self.best.items():
+            self.parameters[name].copy_(value)
 
     # Files ----------------------------------------------------------------------------------------------------------
-
-    def _log(self, values: Mapping[str, Any]) -> None:
-        if self.folder is None:
-            return
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": self.state.step, **values}) + "\n")
 
     def _checkpoint(self) -> None:
         if self.folder is None:
             return
         tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in self.parameters.items()}
         tensors |= {f"best.{name}": p for name, p in self.best.items()}
-        moments = self.optimizer.state_dict()["state"]
-        for index, entry in moments.items():
-            tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in entry.items()}
+        if self.average:
+            tensors |= {f"average.{name}": p for name, p in self.average.values.items()}
+        for number, optimizer in enumerate(self.optimizers):
+            for index, entry in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{number}.{index}.{key}": torch.as_tensor(v) for key, v in entry.items()}
         tensors["rng"] = torch.get_rng_state()
-        checkpoint.save(
-            self.folder, self.state.step, tensors, {"trainer": self.state.__dict__, "loader": self.loader.state()}
-        )
+        self.state.seconds = time.perf_counter() - self.started
+        state = {"trainer": self.state.__dict__, "loader": self.loader.state()}
+        checkpoint.save(self.folder, self.state.step, tensors, state)
+        self.meter.restart()
 
+    @torch.no_grad()
     def _resume(self) -> None:
         """Go on from the newest whole checkpoint, to the bit; later lines of metrics.jsonl are dropped."""
         found = checkpoint.load_newest(self.folder) if self.folder else None
+        self.log.cut(found[0] if found else 0)
         if found is None:
-            if self.folder is not None:
-                (self.folder / "metrics.jsonl").unlink(missing_ok=True)
             return
-        step, tensors, state = found
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(tensors[f"model.{name}"])
+        _, tensors, state = found
+        for name, parameter in self.parameters.items():
+            parameter.copy_(tensors[f"model.{name}"])
+            if self.average:
+                self.average.values[name].copy_(tensors[f"average.{name}"])
         self.best = {n.removeprefix("best."): t.clone() for n, t in tensors.items() if n.startswith("best.")}
-        whole = self.optimizer.state_dict()
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".", 2)
-                whole["state"].setdefault(int(index), {})[key] = tensor.clone()
-        self.optimizer.load_state_dict(whole)
+        for number, optimizer in enumerate(self.optimizers):
+            whole, front = optimizer.state_dict(), f"optimizer.{number}."
+            for name, tensor in tensors.items():
+                if name.startswith(front):
+                    index, key = name.removeprefix(front).split(".", 1)
+                    whole["state"].setdefault(int(index), {})[key] = tensor.clone()
+            optimizer.load_state_dict(whole)
         self.loader.load_state(state["loader"])
-        self.state = _State(**state["trainer"])
+        self.state = State(**state["trainer"])
         torch.set_rng_state(tensors["rng"])
-        assert self.folder is not None
-        self._cut_log(self.folder / "metrics.jsonl", step)
-
-    @staticmethod
-    def _cut_log(path: Path, step: int) -> None:
-        if not path.exists():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (ValueError, KeyError):
-                continue  # the line that a kill cut
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     @contextmanager
     def _sigterm(self) -> Iterator[None]:
@@ -287,3 +295,8 @@ class Trainer:
             yield
         finally:
             signal.signal(signal.SIGTERM, before)
+
+
+def _tokens(batch: Mapping[str, Tensor]) -> int:
+    """Tokens that a batch asks the model to read; 0 where it holds none."""
+    return int(batch["mask"].sum()) if "mask" in batch else batch["tokens"].numel() if "tokens" in batch else 0

@@ -21,7 +21,8 @@ from kiban.files import read_json
 from kiban.inputs.tokenizer import Tokenizer, pad_batch
 from kiban.objectives.classification import Classification
 from kiban.train.precision import choose
-from kiban.train.trainer import TrainConfig, Trainer, TrainResult
+from kiban.train.settings import Hooks, TrainConfig, TrainResult
+from kiban.train.trainer import Trainer
 
 BATCH_SIZE = 16
 PREDICT_BATCH = 32
@@ -118,8 +119,7 @@ def train_classifier(
         loader,
         config,
         folder=job.work,
-        evaluate=evaluate,
-        best_metric="macro_f1",
+        hooks=Hooks(evaluate=evaluate, best_metric="macro_f1"),
         progress=job.progress,
     )
     result = trainer.run()
