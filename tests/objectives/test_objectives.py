@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from kiban import zoo
 from kiban.objectives.causal_lm import CausalLM
 from kiban.objectives.classification import Classification
 
@@ -14,7 +16,13 @@ class Fixed(nn.Module):
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
-        self.logits = logits
+        self.logits, size = logits, logits.shape[-1]
+        self.head = nn.Linear(size, size, bias=False)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.eye(size))
+
+    def hidden(self, tokens: Tensor, *, mask: Tensor) -> Tensor:
+        return self.logits[:, : tokens.shape[1]]
 
     def forward(self, tokens: Tensor, *, mask: Tensor) -> Tensor:
         return self.logits
@@ -61,3 +69,29 @@ def test_classification_is_the_cross_entropy_summed_over_rows() -> None:
     smooth = Classification(Fixed(logits), label_smoothing=0.3)(batch).total
     log_p = logits.log_softmax(-1)
     torch.testing.assert_close(smooth, -(0.7 * log_p[torch.arange(3), labels] + 0.3 * log_p.mean(-1)).sum())
+
+
+def test_packed_documents_do_not_see_each_other_and_every_next_token_counts() -> None:
+    loaded = zoo.create("gpt-tiny", generator=torch.Generator().manual_seed(0))
+    first, second = torch.randint(1, 512, (2, 9), generator=torch.Generator().manual_seed(1))
+    end = torch.zeros(1, dtype=torch.long)
+    batch = {
+        "tokens": torch.cat((end, first, end, second, end))[None],
+        "documents": torch.tensor([[0] * 10 + [1] * 10 + [2]]),
+    }
+    objective = CausalLM(loaded.module)
+    apart = 0.0
+    for text in (first, second):  # each alone, between two end-of-text tokens
+        logits = loaded.module(torch.cat((end, text))[None])[0].detach().log_softmax(-1)
+        apart -= float(logits.gather(1, torch.cat((text, end))[:, None]).sum())
+    assert int(objective.count(batch)) == 20
+    assert float(objective(batch).total.detach()) == pytest.approx(apart, rel=1e-5)
+
+
+def test_z_loss_adds_the_square_of_log_z() -> None:
+    logits = torch.randn(1, 3, 7, generator=torch.Generator().manual_seed(2))
+    batch = {"tokens": torch.tensor([[1, 2, 3]]), "mask": torch.ones(1, 3, dtype=torch.bool)}
+    plain, extra = (CausalLM(Fixed(logits), z_loss=z)(batch) for z in (0.0, 0.5))
+    expected = 0.5 * logits[0, :2].logsumexp(-1).square().sum()
+    torch.testing.assert_close((extra.total - plain.total).detach(), expected)
+    torch.testing.assert_close(extra.metrics["z_loss"], expected)

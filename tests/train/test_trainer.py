@@ -38,10 +38,10 @@ class Bigram(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.embed, self.out = nn.Embedding(20, 6), nn.Linear(6, 20)
+        self.embed, self.head = nn.Embedding(20, 6), nn.Linear(6, 20)
 
-    def forward(self, tokens: Tensor, *, mask: Tensor) -> Tensor:
-        return torch.as_tensor(self.out(self.embed(tokens)))
+    def hidden(self, tokens: Tensor, *, mask: Tensor) -> Tensor:
+        return torch.as_tensor(self.embed(tokens))
 
 
 @pytest.mark.parametrize("kind", ["classification", "causal_lm"])

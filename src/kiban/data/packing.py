@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kiban.data.shards import Shards
-from kiban.errors import DatasetError
+from kiban.errors import ConfigError, DatasetError
 
-Row = tuple[
-    NDArray[np.int64], NDArray[np.int64]
-]  # token ids and the number of the document each belongs to, both (T,) int64
+# Token ids and the number of the document each belongs to, both (T + 1,) int64.
+Row = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 class PackedRows(Sequence[Row]):
@@ -25,6 +24,8 @@ class PackedRows(Sequence[Row]):
     """
 
     def __init__(self, shards: Shards, seq_len: int) -> None:
+        if seq_len < 1:
+            raise ConfigError("seq_len", why=f"is {seq_len}", hint="1 or more")
         self.shards, self.seq_len = shards, seq_len
         self.num_rows = (shards.facts.tokens - 1) // seq_len
         if self.num_rows < 1:
@@ -35,7 +36,7 @@ class PackedRows(Sequence[Row]):
         return self.num_rows
 
     def __getitem__(self, index: int) -> Row:  # type: ignore[override]
-        start = index * self.seq_len
+        start = range(self.num_rows)[index] * self.seq_len
         end = start + self.seq_len + 1
         documents = np.searchsorted(self.shards.ends, np.arange(start, end), side="right")
         return self.shards.read(start, end), documents - documents[0]

@@ -170,9 +170,13 @@ class TokenPredictor(nn.Module):
         self.transform, self.norm = nn.Linear(c.dim, c.dim), LayerNorm(c.dim, eps=c.norm_eps)
         self.bias = nn.Parameter(torch.zeros(c.vocab_size))
 
+    def states(self, hidden: Tensor) -> Tensor:
+        """What the decoder multiplies: (..., D) to (..., D)."""
+        return torch.as_tensor(self.norm(F.gelu(self.transform(hidden))))
+
     def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
         """hidden (..., D), embedding (V, D) to logits (..., V)."""
-        return F.linear(self.norm(F.gelu(self.transform(hidden))), embedding, self.bias)
+        return F.linear(self.states(hidden), embedding, self.bias)
 
 
 class BertMaskedLM(_Headed):

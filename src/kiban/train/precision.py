@@ -29,28 +29,25 @@ def matrix_rate(device: str, precision: Literal["fp32", "bf16"]) -> float:
     """Floating-point operations a second that a large matrix product reaches here, as the best of five."""
     size = 2048 if device == "cpu" else 8192
     x = torch.ones(size, size, dtype=torch.float32 if precision == "fp32" else torch.bfloat16, device=device)
-    return 2 * size**3 / _best(x, x)
+    return 2 * size**3 / _best([(x, x)])[0]
 
 
 @cache
 def speedup(out_features: int, in_features: int, rows: int = 1024) -> float:
     """How much faster bf16 is than fp32 for (rows, in) x (in, out), as a ratio of the best of five."""
-
-    pairs = [
-        (torch.ones(rows, in_features, dtype=dtype), torch.ones(out_features, in_features, dtype=dtype))
-        for dtype in (torch.float32, torch.bfloat16)
-    ]
-    slow, fast = (_best(x, w) for x, w in pairs)
+    shapes, types = ((rows, in_features), (out_features, in_features)), (torch.float32, torch.bfloat16)
+    slow, fast = _best([(torch.ones(shapes[0], dtype=t), torch.ones(shapes[1], dtype=t)) for t in types])
     return slow / fast
 
 
-def _best(x: torch.Tensor, w: torch.Tensor) -> float:
-    """Seconds of x @ w.T, the best of five after one to warm up."""
-    times = []
+def _best(products: list[tuple[torch.Tensor, torch.Tensor]]) -> list[float]:
+    """Seconds of each x @ w.T, the best of five after one to warm up; they take turns, so a busy moment hits all alike."""
+    times: list[list[float]] = [[] for _ in products]
     for _ in range(6):
-        start = time.perf_counter()
-        x @ w.T
-        if x.is_cuda:
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+        for (x, w), taken in zip(products, times, strict=True):
+            start = time.perf_counter()
+            x @ w.T
+            if x.is_cuda:
+                torch.cuda.synchronize()
+            taken.append(time.perf_counter() - start)
+    return [min(taken[1:]) for taken in times]

@@ -117,7 +117,8 @@ class Trainer:
         state.seconds = time.perf_counter() - self.started
         if not config.seconds or state.step >= state.steps * (1 - schedule.DECAY):
             return
-        state.steps = self.parallel.first(max(state.step + 1, round(state.step * config.seconds / state.seconds)))
+        left = (config.seconds - state.seconds) / self.meter.step_seconds
+        state.steps = self.parallel.first(max(state.step + 1, state.step + int(left)))
 
     # One step -------------------------------------------------------------------------------------------------------
 
@@ -277,7 +278,8 @@ class Trainer:
                     whole["state"].setdefault(int(index), {})[key] = tensor.clone()
             optimizer.load_state_dict(whole)
         self.loader.load_state(state["loader"])
-        self.state = State(**state["trainer"])
+        planned = state["trainer"] if self.config.seconds else {**state["trainer"], "steps": self.config.steps}
+        self.state = State(**planned)
         torch.set_rng_state(tensors["rng"])
 
     @contextmanager

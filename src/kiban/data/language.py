@@ -1,0 +1,65 @@
+"""Which language a text is in: by script where that decides, as for Japanese, else by `py3langid` (Lui & Baldwin 2012)."""
+
+from __future__ import annotations
+
+import re
+
+from kiban.data.characters import Counts, count
+
+UNKNOWN = "und"  # undetermined, as ISO 639-2 has it
+SAMPLE = 1000  # characters that the classifier is shown, from the front and from the middle
+MIN_LETTERS = 20  # of a text without kana or hangul; fewer tell nothing
+WORDS = re.compile(r"[a-z']+")
+# Words that no other large language has; "of", "in", "is", "an", "was", "for" and "to" are Dutch, German or Danish too.
+ENGLISH = frozenset("the and that with which this from are been would their you your it not by they has what".split())
+
+
+def identify(text: str, counts: Counts | None = None) -> str:
+    """The ISO 639-1 code of the language that most of a text is in; "und" for one of too few letters.
+
+    A tenth of kana and kanji makes Japanese, since a kanji weighs as much as a short word, if a twentieth of those is kana.
+    """
+    counts = counts or count(text)
+    letters = counts.letters
+    if counts.hangul > max(counts.cjk, 0.1 * letters):
+        return "ko"
+    if counts.cjk and counts.cjk >= 0.1 * letters:
+        if counts.kana >= 0.05 * counts.cjk:
+            return "ja"
+        return _kanji_only(text, counts)
+    if letters < MIN_LETTERS:
+        return UNKNOWN
+    sample = _sample(text)
+    if counts.latin >= 0.9 * letters and _is_english(sample):
+        return "en"
+    return _classified(sample)
+
+
+def _kanji_only(text: str, counts: Counts) -> str:
+    """Chinese, unless a short text holds only kanji that Japan uses: titles and headings."""
+    if counts.cjk >= MIN_LETTERS:
+        return "zh"
+    try:
+        text.encode("cp932")
+    except UnicodeEncodeError:
+        return "zh"
+    return "ja"
+
+
+def _sample(text: str) -> str:
+    middle = len(text) // 2
+    return text if len(text) <= 2 * SAMPLE else text[:SAMPLE] + "\n" + text[middle : middle + SAMPLE]
+
+
+def _is_english(sample: str) -> bool:
+    """Whether a tenth of the words are English for sure; asking the classifier takes twenty times as long."""
+    words = WORDS.findall(sample.lower())
+    return len(words) >= 10 and sum(word in ENGLISH for word in words) >= 0.1 * len(words)
+
+
+def _classified(sample: str) -> str:
+    import py3langid  # type: ignore[import-untyped]
+
+    code: str = py3langid.classify(sample)[0]
+    # It was told by script that the text is neither.
+    return UNKNOWN if code in ("ja", "zh", "ko") else code

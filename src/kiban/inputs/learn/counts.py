@@ -1,0 +1,83 @@
+"""Count the words of a corpus of any size in bounded memory: what does not fit is sorted onto disk and merged."""
+
+from __future__ import annotations
+
+import heapq
+import pickle
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import BinaryIO
+
+from kiban.config import Progress, silent
+from kiban.errors import DatasetError
+
+IN_MEMORY = 2_000_000  # distinct words, about 0.4 GB
+KEPT = 1_000_000
+BLOCK = 10_000
+
+Count = tuple[str, int]
+
+
+def count_words(
+    texts: Iterable[str],
+    split: Callable[[str], Iterable[str]],
+    *,
+    keep: int = KEPT,
+    in_memory: int = IN_MEMORY,
+    progress: Progress = silent,
+) -> list[Count]:
+    """The most frequent words and how often each stands in texts, exactly; most frequent first, ties in code point order.
+
+    split: a text to its words. keep: how many words to return. in_memory: distinct words held at once; the rest wait in
+    a temporary folder (TMPDIR). Raises DatasetError if there is no word.
+    """
+    counts: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory(prefix="kiban-counts-") as name:
+        runs: list[Path] = []
+        done = 0
+        for text in texts:
+            counts.update(split(text))
+            done += len(text)
+            progress("count words (characters)", done, None)
+            if len(counts) > in_memory:
+                runs.append(_spill(counts, Path(name) / f"{len(runs)}.run"))
+                counts.clear()
+        merged: Iterable[Count] = counts.items()
+        if runs:
+            runs.append(_spill(counts, Path(name) / f"{len(runs)}.run"))
+            counts.clear()
+            merged = _merged(runs)
+        best = heapq.nsmallest(keep, merged, key=lambda item: (-item[1], item[0]))
+    if not best:
+        raise DatasetError("texts", why="hold no word to learn from")
+    return best
+
+
+def _spill(counts: Counter[str], path: Path) -> Path:
+    items = sorted(counts.items())
+    with path.open("wb") as file:
+        for start in range(0, len(items), BLOCK):
+            pickle.dump(items[start : start + BLOCK], file, protocol=pickle.HIGHEST_PROTOCOL)
+    return path
+
+
+def _read(file: BinaryIO) -> Iterator[Count]:
+    while True:
+        try:
+            yield from pickle.load(file)  # our own file, in a folder of our own
+        except EOFError:
+            return
+
+
+def _merged(runs: list[Path]) -> Iterator[Count]:
+    files = [path.open("rb") for path in runs]
+    try:
+        ordered = heapq.merge(*map(_read, files))
+        for word, group in groupby(ordered, key=lambda item: item[0]):
+            yield word, sum(count for _, count in group)
+    finally:
+        for file in files:
+            file.close()

@@ -1,0 +1,158 @@
+"""Japanese for a WordPiece tokenizer that was made for another language: more tokens, and voicing marks that stay.
+
+BERT's uncased normaliser takes the marks off accented letters and so makes か of が and は of ぱ. Here kana pass it
+unchanged; all else goes through it as before, so the ids of English text stay what they were.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from kiban.config import Progress, silent
+from kiban.errors import ConfigError
+from kiban.inputs.backends import Fast
+from kiban.inputs.learn.counts import Count, count_words
+from kiban.inputs.learn.merges import learn_merges
+from kiban.inputs.learn.words import HAN, HIRAGANA, JAPANESE, KATAKANA, MAX_RUN, as_class, japanese_runs
+from kiban.inputs.tokenizer import Tokenizer
+
+PRIVATE = 0xE000  # BERT's normaliser has deleted private characters by the time that ours stand in for kana
+# Full-width ASCII, half-width katakana, and units and words in one square (㌔, ㍿).
+FOLDED = (*range(0xFF01, 0xFF5F), *range(0xFF61, 0xFF9E), *range(0x3300, 0x3358), *range(0x3371, 0x33FF))
+COVERAGE = 0.9995  # of Japanese characters; the rest become the unknown token, each alone
+SETTINGS = {"tokenizer_class": "PreTrainedTokenizerFast"}
+# What transformers' BertTokenizer would rebuild the normaliser from.
+OWN_SETTINGS = ("do_lower_case", "tokenize_chinese_chars", "strip_accents", "do_basic_tokenize", "never_split")
+
+
+def more_wordpiece(
+    tokenizer: Tokenizer, texts: Iterable[str], *, num_new: int, progress: Progress = silent
+) -> Tokenizer:
+    """tokenizer with at most num_new Japanese tokens behind its own, whose ids stay.
+
+    A text without kana, kanji and full-width characters keeps its ids. Runs of hiragana, katakana and kanji become words
+    of their own; half of the new tokens at most are single characters. Raises ConfigError if it is not BERT's WordPiece.
+    """
+    assert isinstance(tokenizer.backend, Fast)
+    values = json.loads(tokenizer.backend.open.to_str())
+    kinds = (values["normalizer"] or {}).get("type"), (values["pre_tokenizer"] or {}).get("type")
+    if kinds != ("BertNormalizer", "BertPreTokenizer"):
+        raise ConfigError(
+            "expand", why="this WordPiece tokenizer does not normalise as BERT's", hint="begin with BERT's"
+        )
+    values["normalizer"] = normaliser(values["normalizer"])
+    counts = _counted(values["normalizer"], texts, progress)
+    vocabulary: dict[str, int] = values["model"]["vocab"]
+    vocabulary |= {token["content"]: token["id"] for token in values["added_tokens"]}
+    prefix = values["model"]["continuing_subword_prefix"]
+    progress("learn tokens", 0, None)
+    new = _characters(counts, vocabulary, prefix, limit=num_new // 2)
+    known = {c for c in {c for word, _ in counts for c in word} if {c, prefix + c} <= {*vocabulary, *new}}
+    new += [token for token in _words(counts, known, prefix, num_new) if token not in vocabulary][: num_new - len(new)]
+    first = max(vocabulary.values()) + 1
+    vocabulary |= {token: first + i for i, token in enumerate(new)}
+    values["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [values["pre_tokenizer"], _split(known)]}
+    return _with(tokenizer, values)
+
+
+def _with(tokenizer: Tokenizer, values: dict[str, Any]) -> Tokenizer:
+    from tokenizers import Tokenizer as Library
+
+    return Tokenizer(
+        Fast(Library.from_str(json.dumps(values, ensure_ascii=False))),
+        special=tokenizer.special,
+        chat_template=tokenizer.chat_template,
+        max_len=tokenizer.max_len,
+        settings={k: v for k, v in tokenizer.settings.items() if k not in OWN_SETTINGS} | SETTINGS,
+    )
+
+
+def _counted(normalizer: dict[str, Any], texts: Iterable[str], progress: Progress) -> list[Count]:
+    from tokenizers import Tokenizer, models
+
+    library = Tokenizer.from_str(json.dumps({**json.loads(Tokenizer(models.BPE()).to_str()), "normalizer": normalizer}))
+    find = re.compile(japanese_runs(space=False)).findall
+    return count_words(texts, lambda text: find(library.normalizer.normalize_str(text)), progress=progress)
+
+
+def _characters(counts: Sequence[Count], vocabulary: dict[str, int], prefix: str, *, limit: int) -> list[str]:
+    """Characters that become tokens, at the beginning of a word and inside it, the most frequent first."""
+    found: Counter[str] = Counter()
+    for word, count in counts:
+        for character in word:
+            found[character] += count
+    new: list[str] = []
+    seen, wanted = 0, COVERAGE * found.total()
+    for character, count in found.most_common():
+        missing = [form for form in (character, prefix + character) if form not in vocabulary]
+        if seen >= wanted or len(new) + len(missing) > limit:
+            break
+        seen += count
+        new += missing
+    return new
+
+
+def _words(counts: Sequence[Count], known: set[str], prefix: str, num: int) -> list[str]:
+    """Tokens of two characters and more, as WordPiece is trained."""
+    spelt = [(word, count) for word, count in counts if known.issuperset(word)]
+    if not spelt:
+        return []
+    # What the old vocabulary holds already is learned again and left out.
+    _, merges = learn_merges(spelt, vocab_size=2 * (len(known) + num), prefix=prefix)
+    return list(dict.fromkeys(left + right.removeprefix(prefix) for left, right in merges))
+
+
+def _split(known: set[str]) -> dict[str, Any]:
+    """A pre-tokenizer that keeps known characters of one script together and sets other Japanese ones apart."""
+    classes = [as_class(known & _within(known, script)) for script in (HIRAGANA, KATAKANA, HAN)]
+    parts = [f"[{inside}]{{1,{MAX_RUN}}}" for inside in classes if inside]
+    return {
+        "type": "Split",
+        "pattern": {"Regex": "|".join([*parts, f"[{JAPANESE}]"])},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+
+
+def _within(characters: set[str], script: str) -> set[str]:
+    return set(re.findall(f"[{script}]", "".join(sorted(characters))))
+
+
+def normaliser(bert: dict[str, Any]) -> dict[str, Any]:
+    """BERT's normaliser, for kana without the stripping of marks; half-width katakana and full-width ASCII become usual."""
+    fold = [(chr(code), unicodedata.normalize("NFKC", chr(code))) for code in FOLDED]
+    fold += [("\uff9e", "\u3099"), ("\uff9f", "\u309a")]
+    voiced = [
+        chr(c) for c in range(0x3041, 0x3100) if set(unicodedata.normalize("NFD", chr(c))[1:]) & {"\u3099", "\u309a"}
+    ]
+    hidden = [(kana, chr(PRIVATE + i)) for i, kana in enumerate(voiced)]
+    first = {**bert, "handle_chinese_chars": False, "strip_accents": False, "lowercase": False}
+    strip = bert["lowercase"] if bert["strip_accents"] is None else bert["strip_accents"]
+    rest = {**bert, "clean_text": False, "handle_chinese_chars": False, "strip_accents": strip}
+    steps = [
+        _replacing(fold),
+        {"type": "NFC"},
+        first,
+        _replacing(hidden),
+        rest,
+        _replacing([(b, a) for a, b in hidden]),
+    ]
+    return {"type": "Sequence", "normalizers": steps}
+
+
+def _replacing(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """A normaliser that replaces characters in one pass, as sentencepiece compiles it."""
+    import sentencepiece
+
+    sentencepiece.SetMinLogLevel(2)
+    data = sentencepiece.SentencePieceNormalizer(norm_map=pairs).serialized_normalizer_spec()
+    # A protobuf message whose one set field is number 2, the table: its key, its length as a varint, its bytes.
+    assert data[0] == 0x12
+    start = next(i for i in range(1, len(data)) if data[i] < 0x80) + 1
+    return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(data[start:]).decode("ascii")}
