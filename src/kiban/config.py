@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 Progress = Callable[[str, int, int | None], None]
-"""progress(stage, done, total): called by long work; total is None while unknown. The caller decides how to show it."""
+"""progress(stage, done, total): called by long work; total is None while unknown. The caller decides how to show it.
+
+What stands behind " | " in stage is news of the same stage.
+"""
 
 
 def silent(stage: str, done: int, total: int | None) -> None:

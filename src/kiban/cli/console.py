@@ -85,12 +85,13 @@ class Console:
                     return
                 self._live = bars
                 bars.start()
-            if stage != shown:
+            name = stage.partition(" | ")[0]
+            if name != shown:
                 if task is not None:
                     bars.remove_task(task)
-                task, shown = bars.add_task(stage, total=total), stage
+                task, shown = bars.add_task(stage, total=total), name
             assert task is not None
-            bars.update(task, completed=done, total=total)
+            bars.update(task, completed=done, total=total, description=stage)
 
         try:
             yield report

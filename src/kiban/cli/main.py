@@ -12,6 +12,7 @@ import typer
 from kiban import __version__
 from kiban.cli.adopt import adopt_command
 from kiban.cli.models import models_app
+from kiban.cli.pretrain import pretrain_command
 from kiban.cli.run import run_command
 from kiban.errors import KibanError
 
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.command("adopt", no_args_is_help=True)(adopt_command)
 app.command("run", no_args_is_help=True)(run_command)
+app.command("pretrain", no_args_is_help=True)(pretrain_command)
 app.add_typer(models_app, name="models")
 
 

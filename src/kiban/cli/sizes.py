@@ -24,6 +24,14 @@ def as_seconds(text: str, option: str) -> float:
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2] or "s"]
 
 
+def as_count(text: str, option: str) -> int:
+    """2000, 50k, 100M or 1.5B as a number. Raises ConfigError naming the option."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmb])?", text.strip(), flags=re.IGNORECASE)
+    if not match or float(match[1]) <= 0:
+        raise ConfigError(option, field=text, why="is not a number", hint="for example 50M")
+    return round(float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[(match[2] or "").lower()])
+
+
 def shown(size: float | None) -> str:
     """Bytes in MB or GB."""
     if size is None:

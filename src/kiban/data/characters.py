@@ -79,9 +79,10 @@ def classes(points: NDArray[np.uint32]) -> NDArray[np.uint8]:
     return found
 
 
-def count(text: str) -> Counts:
-    """How many characters of each class a text has."""
-    return Counts(*np.bincount(classes(code_points(text)), minlength=len(NAMES)).tolist())
+def count(text: str | NDArray[np.uint8]) -> Counts:
+    """How many characters of each class a text, or the classes of one, have."""
+    found = classes(code_points(text)) if isinstance(text, str) else text
+    return Counts(*np.bincount(found, minlength=len(NAMES)).tolist())
 
 
 @cache

@@ -137,6 +137,12 @@ def inspect(inputs: Inputs, means: Means | None = None) -> Report:
     )
 
 
+def check_plot(path: Path) -> None:
+    """Raises ConfigError if the file cannot be one that a plot is drawn into."""
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ConfigError("plot", field=str(path), why="is no kind of picture that is drawn", hint=".png, .svg or .pdf")
+
+
 def plot_lengths(report: Report, path: Path) -> None:
     """Draw how long the documents are, by language. Raises ConfigError if path does not end in .png, .svg or .pdf."""
     from matplotlib.figure import Figure
@@ -148,7 +154,7 @@ def plot_lengths(report: Report, path: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     longest = max(2.0, report.quantiles["100%"])
-    edges = np.geomspace(1, longest, 50)
+    edges = np.geomspace(1, longest, 50).tolist()
     shown = list(report.lengths.items())
     rest = [length for _, numbers in shown[PLOTTED:] for length in numbers]
     for code, numbers in [*shown[:PLOTTED], *([("other", rest)] if rest else [])]:
@@ -158,4 +164,4 @@ def plot_lengths(report: Report, path: Path) -> None:
     try:
         figure.savefig(path, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
     except OSError as error:
-        raise ConfigError("--plot", field=str(path), why=f"cannot be written: {error.strerror}") from error
+        raise ConfigError("plot", field=str(path), why=f"cannot be written: {error.strerror}") from error

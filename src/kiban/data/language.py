@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from functools import cache
+from typing import Any
 
 from kiban.data.characters import Counts, count
 
@@ -12,6 +14,11 @@ MIN_LETTERS = 20  # of a text without kana or hangul; fewer tell nothing
 WORDS = re.compile(r"[a-z']+")
 # Words that no other large language has; "of", "in", "is", "an", "was", "for" and "to" are Dutch, German or Danish too.
 ENGLISH = frozenset("the and that with which this from are been would their you your it not by they has what".split())
+# What the classifier may answer; of many more, in small print, it would find some in lists of English names.
+LANGUAGES = (
+    "en de fr es pt it nl sv da no fi pl cs sk hu ro bg hr sr sl mk sq et lv lt el ru uk be tr az kk ar fa ur he "
+    "hi bn mr ne gu pa ta te kn ml si th lo km my vi id ms tl sw af is ga cy eu ca gl ka hy am mn eo la"
+).split()
 
 
 def identify(text: str, counts: Counts | None = None) -> str:
@@ -58,8 +65,14 @@ def _is_english(sample: str) -> bool:
 
 
 def _classified(sample: str) -> str:
-    import py3langid  # type: ignore[import-untyped]
+    code: str = _classifier().classify(sample)[0]
+    return code
 
-    code: str = py3langid.classify(sample)[0]
-    # It was told by script that the text is neither.
-    return UNKNOWN if code in ("ja", "zh", "ko") else code
+
+@cache
+def _classifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # type: ignore[import-untyped]
+
+    classifier = LanguageIdentifier.from_model_file(MODEL_FILE)
+    classifier.set_languages(LANGUAGES)
+    return classifier

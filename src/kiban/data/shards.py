@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiban.config import from_dict
-from kiban.errors import DatasetError, FormatError, LimitError
+from kiban.errors import DatasetError, FormatError, IntegrityError, LimitError
 from kiban.files import MANIFEST, inside, read_json, staged_folder, verify_folder, write_manifest
 
 KIND = "tokens"
@@ -78,7 +78,7 @@ class ShardWriter:
         """
         if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocab_size:
             raise FormatError("tokenizer", why=f"gives an id beyond its {self.vocab_size} tokens")
-        tokens = np.insert(tokens.astype(self.dtype), np.cumsum(lengths), self.eos_id)
+        tokens = np.insert(tokens.astype(self.dtype), np.cumsum(lengths) - lengths, self.eos_id)  # in front of each
         ends = np.cumsum(lengths + 1)  # (documents,)
         done, begun = 0, 0  # documents and tokens that are written
         while done < len(ends):
@@ -89,8 +89,8 @@ class ShardWriter:
             last = min(int(np.searchsorted(ends, fill)), len(ends) - 1) + 1
             places = np.stack([ends[done:last] - begun + self.counts["open"], characters[done:last]], axis=1)
             number, stop = self.counts["shards"] - 1, int(ends[last - 1])
-            self.append(f"tokens-{number:05d}.bin", tokens[begun:stop].tobytes())
-            self.append(f"documents-{number:05d}.bin", places.astype("<i8").tobytes())
+            for name, data in zip(_names(number), (tokens[begun:stop], places.astype("<i8")), strict=True):
+                self.append(name, data.tobytes())
             self.counts["documents"] += last - done
             self.counts["tokens"] += stop - begun
             self.counts["characters"] += int(characters[done:last].sum())
@@ -150,6 +150,7 @@ class Shards:
         self.folder, self.facts = folder, _facts(folder / MANIFEST, values)
         if verify:
             verify_folder(folder)
+            self._check_listed(values)
         parts = [self._open(number) for number in range(self.facts.shards)]
         self._tokens = [tokens for tokens, _ in parts]
         self._starts = np.cumsum([0, *map(len, self._tokens)])  # (shards + 1,) of the shards in the whole stream
@@ -159,10 +160,17 @@ class Shards:
         if found != (self.facts.tokens, self.facts.documents, self.facts.characters):
             raise FormatError(folder, why="holds other numbers of tokens or documents than its manifest says")
 
+    def _check_listed(self, values: Mapping[str, Any]) -> None:
+        """Raises IntegrityError for a file that is opened though the manifest has no sha256 of it."""
+        for number in range(self.facts.shards):
+            for name in _names(number):
+                if name not in values.get("files", {}):
+                    raise IntegrityError(self.folder / name, why=f"is not one of the files that {MANIFEST} lists")
+
     def _open(self, number: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """The tokens of a shard, mapped, and its documents (N, 2)."""
         dtype, files = np.dtype(self.facts.dtype), []
-        for name, size in ((f"tokens-{number:05d}.bin", dtype.itemsize), (f"documents-{number:05d}.bin", 16)):
+        for name, size in zip(_names(number), (dtype.itemsize, 16), strict=True):
             path = inside(self.folder, name, source=self.folder / MANIFEST)
             if not path.is_file():
                 raise FormatError(path, why="is missing", hint="copy the folder again")
@@ -210,6 +218,11 @@ class Shards:
     def document(self, index: int) -> NDArray[np.int64]:
         """The tokens of one document, the end-of-text token before it included."""
         return self.read(int(self.starts[index]), int(self.ends[index]))
+
+
+def _names(number: int) -> tuple[str, str]:
+    """The files of a shard."""
+    return f"tokens-{number:05d}.bin", f"documents-{number:05d}.bin"
 
 
 def _facts(path: Path, values: Mapping[str, Any]) -> ShardFacts:

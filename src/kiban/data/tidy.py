@@ -11,9 +11,6 @@ NormalForm = Literal["NFC", "NFKC", "none"]
 INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]"
 )
-LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
-# Possessive and behind something visible, so that long runs of spaces are gone over once.
-TRAILING = re.compile(r"(?<![^\S\n])[^\S\n]++(?=\n|\Z)")
 BLANK_LINES = re.compile(r"\n{3,}")
 
 
@@ -23,9 +20,8 @@ def tidy(text: str, form: NormalForm = "NFC") -> str:
     NFC keeps half-width kana and full-width letters, which NFKC changes; both change a compatibility kanji (U+F900 ff.)
     into the ordinary one.
     """
-    text = LINE_ENDS.sub("\n", text)
-    text = INVISIBLE.sub("", text)
+    # All that Unicode takes for the end of a line is one; form feeds and U+2028 are among them.
+    text = INVISIBLE.sub("", "\n".join(text.splitlines()))
     if form != "none":
         text = unicodedata.normalize(form, text)
-    text = BLANK_LINES.sub("\n\n", TRAILING.sub("", text))
-    return text.strip("\n")
+    return BLANK_LINES.sub("\n\n", "\n".join(map(str.rstrip, text.split("\n")))).strip("\n")

@@ -62,8 +62,8 @@ def tokenize(
 ) -> dict[str, Any]:
     """Write a tokenised corpus that `shards.Shards` reads; returns the manifest. name: where the tokenizer came from.
 
-    Documents end in the end-of-text token, in the separator where a tokenizer has no such token. Raises ConfigError if it
-    has neither, DatasetError for bad rows and if there is no document, KibanError if out exists.
+    Documents begin with the end-of-text token, with the separator where a tokenizer has no such token. Raises ConfigError
+    if it has neither, DatasetError for bad rows and if there is no document, KibanError if out exists.
     """
     files = files_of(tokenizer)
     eos_id = end_of(tokenizer)
@@ -105,7 +105,7 @@ def files_of(tokenizer: Tokenizer) -> Files:
 
 
 def end_of(tokenizer: Tokenizer) -> int:
-    """The token that ends a document. Raises ConfigError if there is none."""
+    """The token that stands between documents. Raises ConfigError if there is none."""
     for id in (tokenizer.eos_id, tokenizer.sep_id):
         if id is not None:
             return id

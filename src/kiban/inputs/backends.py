@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from kiban.errors import ConfigError, FormatError
-from kiban.inputs.japanese import normalise_aligned, words
+from kiban.inputs.japanese import Engine, normalise_aligned, words
+from kiban.inputs.japanese_bert import Subwords, mecab_ids, mecab_surfaces
 
 
 @dataclass(frozen=True)
@@ -180,16 +181,27 @@ class SentencePiece:
 
 
 class JapaneseBert:
-    """MeCab words (unidic-lite), then WordPiece or single characters, as tohoku-nlp's Japanese BERTs.
+    """Words of MeCab (unidic-lite) or Sudachi, then WordPiece or characters: tohoku-nlp's Japanese BERTs.
 
-    Unlike Hugging Face's, it gives offsets into the text as it was before normalisation.
+    ids are those of transformers' BertJapaneseTokenizer. Unlike it, this gives offsets into the text as it was before
+    normalisation, and takes batches in parallel.
     """
 
-    def __init__(self, vocabulary: Sequence[str], *, characters: bool, lower: bool) -> None:
+    def __init__(
+        self,
+        vocabulary: Sequence[str],
+        *,
+        characters: bool,
+        lower: bool,
+        engine: Engine = "mecab",
+        mode: Literal["A", "B", "C"] = "A",
+    ) -> None:
+        """engine and mode: what cuts words, as in `japanese.words`; A is the mode of transformers."""
         self.vocabulary = {token: id for id, token in enumerate(vocabulary)}
         self.tokens, self.vocab_size = list(vocabulary), len(vocabulary)
-        self.characters, self.lower = characters, lower
+        self.engine, self.mode = engine, mode
         self.cls, self.sep, self.unk = (self.vocabulary[t] for t in ("[CLS]", "[SEP]", "[UNK]"))
+        self.subwords = Subwords(self.vocabulary, unk=self.unk, characters=characters, lower=lower)
 
     def token_to_id(self, token: str) -> int | None:
         return self.vocabulary.get(token)
@@ -198,46 +210,42 @@ class JapaneseBert:
         names = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
         return {name: self.vocabulary[name] for name in names if name in self.vocabulary}
 
-    def _pieces(self, word: str) -> list[tuple[int, int, int]]:
-        """(id, start, end) inside one word: the longest pieces from the left (Wu et al. 2016), or its characters."""
-        if self.characters:
-            return [(self.vocabulary.get(c, self.unk), i, i + 1) for i, c in enumerate(word)]
-        if len(word) > 100:
-            return [(self.unk, 0, len(word))]
-        pieces, start = [], 0
-        while start < len(word):
-            for end in range(len(word), start, -1):
-                id = self.vocabulary.get(("##" if start else "") + word[start:end])
-                if id is not None:
-                    pieces.append((id, start, end))
-                    start = end
-                    break
-            else:
-                return [(self.unk, 0, len(word))]
-        return pieces
+    def _surfaces(self, clean: str) -> list[str]:
+        if self.engine == "mecab":
+            return mecab_surfaces(clean)
+        return [word.surface for word in words(clean, engine=self.engine, mode=self.mode)]
 
     def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        ids, offsets = [], []
-        for word in words(text, engine="mecab"):
-            surface = word.surface.lower() if self.lower else word.surface
-            _, spans = normalise_aligned(text[word.start : word.end])
-            for id, start, end in self._pieces(surface):
+        clean, spans = normalise_aligned(text)
+        ids, offsets, at = [], [], 0
+        for surface in self._surfaces(clean):
+            first = clean.index(surface, at)
+            at = first + len(surface)
+            word = surface.lower() if self.subwords.lower else surface
+            for id, start, end in self.subwords.pieces(word):
                 ids.append(id)
-                # Lower-casing and NFKC may change lengths; then the whole word is the place.
-                fits = len(spans) == len(surface)
-                place = (spans[start][0], spans[end - 1][1]) if fits else (0, word.end - word.start)
-                offsets.append((word.start + place[0], word.start + place[1]))
+                if len(word) != len(surface):  # lower case may be longer; then the whole word is the place
+                    start, end = 0, len(surface)
+                offsets.append((spans[first + start][0], spans[first + end - 1][1]))
         return ids, offsets
 
+    def _rows(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of texts, no control tokens read and none added."""
+        if self.engine == "mecab":
+            return mecab_ids(texts, self.subwords)
+        return [self._encode(text)[0] for text in texts]
+
     def ids(self, texts: Sequence[str], *, add_special: bool, parse_special: bool) -> list[list[int]]:
-        controls = self.control_tokens() if parse_special else {}
-        rows = [self.mixed(split_controls(text, controls)) for text in texts]
+        if parse_special:
+            rows = [self.mixed(split_controls(text, self.control_tokens())) for text in texts]
+        else:
+            rows = self._rows(texts)
         return [[self.cls, *row, self.sep] if add_special else row for row in rows]
 
     def mixed(self, parts: Sequence[str | int]) -> list[int]:
         ids: list[int] = []
         for part in parts:
-            ids += [part] if isinstance(part, int) else self._encode(part)[0]
+            ids += [part] if isinstance(part, int) else self._rows([part])[0]
         return ids
 
     def encode(self, text: str, pair: str | None, *, add_special: bool) -> Encoding:

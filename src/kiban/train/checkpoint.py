@@ -1,6 +1,7 @@
 """Checkpoints that survive a kill: written beside, flushed, renamed, and only then is an older one removed.
 
-A checkpoint is a folder `step-N` with the tensors in safetensors, the rest in state.json, and a manifest of sha256s.
+A checkpoint is a folder `step-N` with the tensors in safetensors, the rest in state.json, and a manifest of sha256s. Where
+several processes train, the first one writes; of a model in parts each writes its own, and the first one the rest.
 """
 
 from __future__ import annotations
@@ -16,31 +17,57 @@ from torch import Tensor
 
 from kiban.errors import CheckpointError, KibanError, NonFiniteError
 from kiban.files import exclusive, read_json, staged_folder, verify_folder, write_manifest
-from kiban.weights.safetensors import read_folder_tensors, write_safetensors
+from kiban.train import sharded
+from kiban.train.parallel import Parallel
+from kiban.weights.safetensors import write_safetensors
 
 KEEP = 2
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Write `folder/step-N`. Raises NonFiniteError if a parameter is not finite, CheckpointError if it cannot be written."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise NonFiniteError(name, why="holds NaN or infinity; no checkpoint was written", hint="lower the rate")
-    path = folder / f"step-{step}"
+def save(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], parallel: Parallel | None = None
+) -> None:
+    """Write `folder/step-N`, called by every process.
+
+    Raises NonFiniteError if a parameter is not finite, CheckpointError if it cannot be written, in all processes alike.
+    """
+    parallel = parallel or Parallel()
+    sick = [n for n, t in tensors.items() if t.is_floating_point() and not bool(sharded.own(t).isfinite().all())]
+    if parallel.any(bool(sick)):
+        what = sick[0] if sick else "a part of another process"
+        raise NonFiniteError(what, why="holds NaN or infinity; no checkpoint was written", hint="lower the rate")
+    path, parts = folder / f"step-{step}", folder / f".step-{step}.parts.tmp"
+    if parallel.sharded:
+        sharded.write_parts(parts, tensors, parallel)
+    error = _publish(path, None if parallel.sharded else tensors, state, parts) if parallel.rank == 0 else None
+    if parallel.first(error is not None):
+        raise error or CheckpointError(path, why="the first process could not write it")
+    if parallel.rank == 0:
+        for old in steps(folder)[:-KEEP]:
+            shutil.rmtree(folder / f"step-{old}", ignore_errors=True)
+
+
+def _publish(
+    path: Path, tensors: Mapping[str, Tensor] | None, state: Mapping[str, Any], parts: Path
+) -> CheckpointError | None:
+    """Let a checkpoint appear, with these tensors or the parts that lie ready; what went wrong, if something did."""
     try:
         shutil.rmtree(path, ignore_errors=True)  # an unverified leftover of this very step
         with staged_folder(path) as staged:
-            write_safetensors(staged, {name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+            if tensors is None:
+                for part in parts.iterdir():
+                    part.rename(staged / part.name)
+            else:
+                write_safetensors(staged, {name: t.detach().cpu().contiguous() for name, t in tensors.items()})
             (staged / "state.json").write_text(json.dumps(state), encoding="utf-8")
-            write_manifest(staged, {"step": step})
-    except NonFiniteError:
-        raise
+            write_manifest(staged, {"step": path.name.removeprefix("step-")})
     except (KibanError, OSError) as error:
-        raise CheckpointError(
-            path, why=f"cannot be written: {error}", hint="free some disk space and resume"
-        ) from error
-    for old in steps(folder)[:-KEEP]:
-        shutil.rmtree(folder / f"step-{old}", ignore_errors=True)
+        found = CheckpointError(path, why=f"cannot be written: {error}", hint="free some disk space and resume")
+        found.__cause__ = error
+        return found
+    finally:
+        shutil.rmtree(parts, ignore_errors=True)
+    return None
 
 
 def steps(folder: Path) -> list[int]:
@@ -49,24 +76,41 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(name) for name in found if name.isdigit())
 
 
-def load_newest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-    """The newest checkpoint whose files are all as they were written; None if the folder holds none.
+def newest(folder: Path, parallel: Parallel | None = None) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint whose files are all as they were written, and its state; None if the folder holds none.
 
     Raises CheckpointError if there are checkpoints, but every one of them is damaged.
     """
-    found = steps(folder)
-    for step in reversed(found):
+    parallel = parallel or Parallel()
+    # One process reads all the files, the others believe it.
+    step = parallel.first(_newest_whole(folder) if parallel.rank == 0 else 0)
+    if step >= 0:
         path = folder / f"step-{step}"
-        with contextlib.suppress(KibanError):
-            if not (path / "kiban.json").exists():
-                continue
-            verify_folder(path)
-            return step, read_folder_tensors(path), read_json(path / "state.json")
-    if found:
+        return path, read_json(path / "state.json")
+    if steps(folder):
         raise CheckpointError(
             folder, why="holds checkpoints, but every one is damaged", hint="start again in a new folder"
         )
     return None
+
+
+def _newest_whole(folder: Path) -> int:
+    """The step of the newest checkpoint without damage; -1 if there is none."""
+    for step in reversed(steps(folder)):
+        path = folder / f"step-{step}"
+        with contextlib.suppress(KibanError):
+            if (path / "kiban.json").exists():
+                verify_folder(path)
+                read_json(path / "state.json")
+                sharded.shapes(path)
+                return step
+    return -1
+
+
+def load_newest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+    """Step, whole tensors and state of the newest undamaged checkpoint. Raises as `newest`."""
+    found = newest(folder)
+    return found and (int(found[0].name.removeprefix("step-")), sharded.read_whole(found[0]), found[1])
 
 
 @contextlib.contextmanager

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from kiban.config import Progress, silent
 from kiban.data.loader import Loader
-from kiban.errors import NonFiniteError
+from kiban.errors import ConfigError, NonFiniteError
 from kiban.objectives.base import Objective
-from kiban.train import checkpoint, optim, schedule
+from kiban.train import checkpoint, optim, schedule, sharded
 from kiban.train.average import Average
 from kiban.train.blocks import compile_blocks, recompute
 from kiban.train.log import Log, Meter, digest
+from kiban.train.moments import make_room, moments, random_state, set_random_state
 from kiban.train.parallel import Parallel
 from kiban.train.precision import choose, matrix_rate
 from kiban.train.settings import Hooks, State, TrainConfig, TrainResult
@@ -51,7 +52,11 @@ class Trainer:
     ) -> None:
         self.objective, self.module, self.loader, self.config = objective, module, loader, config
         self.folder, self.hooks, self.flops_per_token = folder, hooks or Hooks(), flops_per_token
-        self.progress, self.parallel = progress, parallel or Parallel()
+        self.parallel = parallel or Parallel()
+        self.progress = progress if self.parallel.rank == 0 else silent
+        if objective.coupled and self.parallel.places > 1:
+            why = "examples interact, so that processes cannot share a batch"
+            raise ConfigError("parallel", why=why, hint="train it in one process")
         if config.recompute:
             recompute(module)
         if config.compile:
@@ -77,9 +82,10 @@ class Trainer:
         """
         stopped: Literal["steps", "patience", "sigterm"] = "steps"
         lock = checkpoint.alone(self.folder) if self.folder and self.parallel.rank == 0 else nullcontext()
+        devices = [self.device] if self.device.type == "cuda" else []
         # The caller's random numbers are left as they were.
-        with lock, torch.random.fork_rng(devices=[]), self._sigterm():
-            torch.manual_seed(self.config.seed)
+        with self.parallel.together(), lock, torch.random.fork_rng(devices), self._sigterm():
+            torch.manual_seed(self.config.seed + self.parallel.place)
             self._resume()
             self.started = time.perf_counter() - self.state.seconds
             while self.state.step < self.state.steps:
@@ -87,9 +93,8 @@ class Trainer:
                 if self._pause():
                     stopped = "patience"
                     break
-                if self.parallel.any(
-                    self.stop_asked
-                ):  # after the evaluation, which a resumed run would not make up for
+                # After the evaluation, which a resumed run would not make up for.
+                if self.parallel.any(self.stop_asked):
                     self._checkpoint()
                     stopped = "sigterm"
                     break
@@ -151,19 +156,20 @@ class Trainer:
 
         Several processes share the batch, and every one of them ends with the gradient of the whole.
         """
-        mine = self.parallel.share(ids)
         size = len(ids) if self.objective.coupled else self.config.micro_batch_size
-        parts = [self._to_device(self.loader.batch(mine[i : i + size])) for i in range(0, len(mine), size)]
-        counts = [float(sum(self.objective.count(part) for part in parts)), float(sum(map(_tokens, parts)))]
+        shares = self.parallel.share(ids, size)
+        parts = [(self._to_device(self.loader.batch(rows)), weight) for rows, weight in shares]
+        counts = [
+            sum(weight * float(count(part)) for part, weight in parts) for count in (self.objective.count, _tokens)
+        ]
         count, tokens = self.parallel.sum(counts)
         sums: dict[str, float] = {"loss": 0.0}
-        for number, part in enumerate(parts, 1):
-            self.parallel.last_part(self.module, number == len(parts))
+        for number, (part, weight) in enumerate(parts, 1):
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-                loss = self.objective(part)
-            (loss.total / max(count, 1.0)).backward()  # type: ignore[no-untyped-call]
+                loss = self.parallel.loss(self.module, self.objective, part, last=number == len(parts))
+            (loss.total * (weight / max(count, 1.0))).backward()  # type: ignore[no-untyped-call]
             for name, value in {"loss": loss.total.detach(), **loss.metrics}.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
+                sums[name] = sums.get(name, 0.0) + weight * float(value)
         self.parallel.reduce(list(self.parameters.values()))
         values = self.parallel.sum([sums[name] for name in sorted(sums)])
         means = {name: value / max(count, 1.0) for name, value in zip(sorted(sums), values, strict=True)}
@@ -211,14 +217,14 @@ class Trainer:
                 out_of_patience = self._evaluate()
             if sample:
                 assert self.hooks.sample is not None
-                self.log.write(self.state.step, {"sample": self.hooks.sample()})
+                self.log.write(self.state.step, {"sample": self.parallel.inside(self.module, self.hooks.sample)})
         self.meter.restart()
         return out_of_patience
 
     def _evaluate(self) -> bool:
         """Evaluate, remember the best parameters; True if patience has run out."""
         assert self.hooks.evaluate is not None
-        metrics = self.hooks.evaluate()
+        metrics = self.parallel.inside(self.module, self.hooks.evaluate)
         self.log.write(self.state.step, {f"eval_{name}": value for name, value in metrics.items()})
         name = self.hooks.best_metric
         if name is None:
@@ -241,46 +247,46 @@ class Trainer:
 
     # Files ----------------------------------------------------------------------------------------------------------
 
-    def _checkpoint(self) -> None:
-        if self.folder is None:
-            return
+    def _tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds, by name; a resumed run reads into it."""
         tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in self.parameters.items()}
         tensors |= {f"best.{name}": p for name, p in self.best.items()}
         if self.average:
             tensors |= {f"average.{name}": p for name, p in self.average.values.items()}
-        for number, optimizer in enumerate(self.optimizers):
-            for index, entry in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{number}.{index}.{key}": torch.as_tensor(v) for key, v in entry.items()}
-        tensors["rng"] = torch.get_rng_state()
+        return tensors | moments(self.optimizers, self.parameters)
+
+    def _checkpoint(self) -> None:
+        if self.folder is None:
+            return
+        tensors = {**self._tensors(), "random": self.parallel.gather(random_state(self.device))}
         self.state.seconds = time.perf_counter() - self.started
         state = {"trainer": self.state.__dict__, "loader": self.loader.state()}
-        checkpoint.save(self.folder, self.state.step, tensors, state)
+        checkpoint.save(self.folder, self.state.step, tensors, state, self.parallel)
         self.meter.restart()
 
     @torch.no_grad()
     def _resume(self) -> None:
-        """Go on from the newest whole checkpoint, to the bit; later lines of metrics.jsonl are dropped."""
-        found = checkpoint.load_newest(self.folder) if self.folder else None
-        self.log.cut(found[0] if found else 0)
+        """Go on from the newest whole checkpoint, to the bit; later lines of metrics.jsonl are dropped.
+
+        Another number of processes goes on with the same parameters and the same rows, but other random numbers.
+        """
+        found = checkpoint.newest(self.folder, self.parallel) if self.folder else None
+        self.log.cut(found[1]["trainer"]["step"] if found else 0)
         if found is None:
             return
-        _, tensors, state = found
-        for name, parameter in self.parameters.items():
-            parameter.copy_(tensors[f"model.{name}"])
-            if self.average:
-                self.average.values[name].copy_(tensors[f"average.{name}"])
-        self.best = {n.removeprefix("best."): t.clone() for n, t in tensors.items() if n.startswith("best.")}
-        for number, optimizer in enumerate(self.optimizers):
-            whole, front = optimizer.state_dict(), f"optimizer.{number}."
-            for name, tensor in tensors.items():
-                if name.startswith(front):
-                    index, key = name.removeprefix(front).split(".", 1)
-                    whole["state"].setdefault(int(index), {})[key] = tensor.clone()
-            optimizer.load_state_dict(whole)
+        path, state = found
+        shapes = sharded.shapes(path)
+        make_room(self.optimizers, self.parameters, shapes)
+        self.best = {n: torch.zeros_like(p) for n, p in self.parameters.items() if f"best.{n}" in shapes}
+        random = torch.zeros(shapes["random"][0], dtype=torch.uint8)
+        sharded.read(path, {**self._tensors(), "random": random})
         self.loader.load_state(state["loader"])
         planned = state["trainer"] if self.config.seconds else {**state["trainer"], "steps": self.config.steps}
         self.state = State(**planned)
-        torch.set_rng_state(tensors["rng"])
+        if len(random) == self.parallel.world:
+            set_random_state(random[self.parallel.rank], self.device)
+        else:
+            torch.manual_seed(self.config.seed + self.parallel.place + 1000 * self.state.step)
 
     @contextmanager
     def _sigterm(self) -> Iterator[None]:

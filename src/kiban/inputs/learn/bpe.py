@@ -45,7 +45,7 @@ def train_bpe(
     if vocab_size < len(reserved) + 256:
         raise ConfigError("vocab_size", why=f"{vocab_size} is less than 256 bytes and {len(reserved)} special tokens")
     find = python_word_pattern(digits=digits).findall
-    counts = count_words(texts, lambda text: find(text.replace(BREAK, "")), progress=progress)
+    counts = count_words((find(text.replace(BREAK, "")) for text in texts), progress=progress)
     progress("learn merges", 0, None)
     spelt = [(as_symbols(word), count) for word, count in counts]
     tokens, merges = learn_merges(spelt, vocab_size=vocab_size - len(reserved), alphabet=byte_symbols().values())

@@ -6,7 +6,7 @@ import heapq
 import pickle
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
@@ -22,26 +22,26 @@ Count = tuple[str, int]
 
 
 def count_words(
-    texts: Iterable[str],
-    split: Callable[[str], Iterable[str]],
+    cut: Iterable[Iterable[str]],
     *,
     keep: int = KEPT,
     in_memory: int = IN_MEMORY,
     progress: Progress = silent,
 ) -> list[Count]:
-    """The most frequent words and how often each stands in texts, exactly; most frequent first, ties in code point order.
+    """The most frequent words and how often each stands in the texts, exactly; most frequent first, then by code points.
 
-    split: a text to its words. keep: how many words to return. in_memory: distinct words held at once; the rest wait in
-    a temporary folder (TMPDIR). Raises DatasetError if there is no word.
+    cut: the words of each text. keep: how many words to return. in_memory: distinct words held at once; the rest wait in
+    a temporary folder (TMPDIR). progress counts words. Raises DatasetError if there is none.
     """
     counts: Counter[str] = Counter()
+    done = 0
     with tempfile.TemporaryDirectory(prefix="kiban-counts-") as name:
         runs: list[Path] = []
-        done = 0
-        for text in texts:
-            counts.update(split(text))
-            done += len(text)
-            progress("count words (characters)", done, None)
+        for words in cut:
+            found = list(words)
+            counts.update(found)
+            done += len(found)
+            progress("count words", done, None)
             if len(counts) > in_memory:
                 runs.append(_spill(counts, Path(name) / f"{len(runs)}.run"))
                 counts.clear()

@@ -38,7 +38,7 @@ def more_bpe(tokenizer: Tokenizer, texts: Iterable[str], *, num_new: int, progre
             "expand", why="this BPE tokenizer is not byte-level", hint="begin with one that is, or WordPiece"
         )
     runs = japanese_runs(space=True)
-    counts = count_words(texts, re.compile(runs).findall, progress=progress)
+    counts = count_words(map(re.compile(runs).findall, texts), progress=progress)
     progress("learn merges", 0, None)
     model = values["model"]
     # An added token must be in the vocabulary too, or the library numbers it anew behind the new tokens.

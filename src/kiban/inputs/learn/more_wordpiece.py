@@ -10,7 +10,6 @@ import base64
 import json
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,14 +17,13 @@ from kiban.config import Progress, silent
 from kiban.errors import ConfigError
 from kiban.inputs.backends import Fast
 from kiban.inputs.learn.counts import Count, count_words
-from kiban.inputs.learn.merges import learn_merges
+from kiban.inputs.learn.wordpiece import longer_tokens, single_characters
 from kiban.inputs.learn.words import HAN, HIRAGANA, JAPANESE, KATAKANA, MAX_RUN, as_class, japanese_runs
 from kiban.inputs.tokenizer import Tokenizer
 
 PRIVATE = 0xE000  # BERT's normaliser has deleted private characters by the time that ours stand in for kana
 # Full-width ASCII, half-width katakana, and units and words in one square (㌔, ㍿).
 FOLDED = (*range(0xFF01, 0xFF5F), *range(0xFF61, 0xFF9E), *range(0x3300, 0x3358), *range(0x3371, 0x33FF))
-COVERAGE = 0.9995  # of Japanese characters; the rest become the unknown token, each alone
 SETTINGS = {"tokenizer_class": "PreTrainedTokenizerFast"}
 # What transformers' BertTokenizer would rebuild the normaliser from.
 OWN_SETTINGS = ("do_lower_case", "tokenize_chinese_chars", "strip_accents", "do_basic_tokenize", "never_split")
@@ -52,9 +50,11 @@ def more_wordpiece(
     vocabulary |= {token["content"]: token["id"] for token in values["added_tokens"]}
     prefix = values["model"]["continuing_subword_prefix"]
     progress("learn tokens", 0, None)
-    new = _characters(counts, vocabulary, prefix, limit=num_new // 2)
+    new = single_characters(counts, vocabulary, prefix, limit=num_new // 2)
     known = {c for c in {c for word, _ in counts for c in word} if {c, prefix + c} <= {*vocabulary, *new}}
-    new += [token for token in _words(counts, known, prefix, num_new) if token not in vocabulary][: num_new - len(new)]
+    new += [token for token in longer_tokens(counts, known, prefix, num_new) if token not in vocabulary][
+        : num_new - len(new)
+    ]
     first = max(vocabulary.values()) + 1
     vocabulary |= {token: first + i for i, token in enumerate(new)}
     values["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [values["pre_tokenizer"], _split(known)]}
@@ -78,34 +78,7 @@ def _counted(normalizer: dict[str, Any], texts: Iterable[str], progress: Progres
 
     library = Tokenizer.from_str(json.dumps({**json.loads(Tokenizer(models.BPE()).to_str()), "normalizer": normalizer}))
     find = re.compile(japanese_runs(space=False)).findall
-    return count_words(texts, lambda text: find(library.normalizer.normalize_str(text)), progress=progress)
-
-
-def _characters(counts: Sequence[Count], vocabulary: dict[str, int], prefix: str, *, limit: int) -> list[str]:
-    """Characters that become tokens, at the beginning of a word and inside it, the most frequent first."""
-    found: Counter[str] = Counter()
-    for word, count in counts:
-        for character in word:
-            found[character] += count
-    new: list[str] = []
-    seen, wanted = 0, COVERAGE * found.total()
-    for character, count in found.most_common():
-        missing = [form for form in (character, prefix + character) if form not in vocabulary]
-        if seen >= wanted or len(new) + len(missing) > limit:
-            break
-        seen += count
-        new += missing
-    return new
-
-
-def _words(counts: Sequence[Count], known: set[str], prefix: str, num: int) -> list[str]:
-    """Tokens of two characters and more, as WordPiece is trained."""
-    spelt = [(word, count) for word, count in counts if known.issuperset(word)]
-    if not spelt:
-        return []
-    # What the old vocabulary holds already is learned again and left out.
-    _, merges = learn_merges(spelt, vocab_size=2 * (len(known) + num), prefix=prefix)
-    return list(dict.fromkeys(left + right.removeprefix(prefix) for left, right in merges))
+    return count_words((find(library.normalizer.normalize_str(text)) for text in texts), progress=progress)
 
 
 def _split(known: set[str]) -> dict[str, Any]:

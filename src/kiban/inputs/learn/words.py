@@ -17,6 +17,7 @@ HIRAGANA = f"\u3041-\u3096\u309d\u309e{MARKS}"
 KATAKANA = f"\u30a1-\u30fa\u30fd-\u30ff\u31f0-\u31ff\uff66-\uff9f{MARKS}"
 HAN = "\u3005\u3006\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 JAPANESE = HIRAGANA + KATAKANA + HAN
+SPACES = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # `re` and Oniguruma differ on \s
 MAX_RUN = 16  # characters of Japanese in one word
 MAX_WORD = 32  # letters of other scripts
 
@@ -28,7 +29,11 @@ def japanese_runs(*, space: bool) -> str:
 
 
 def word_pattern(
-    *, digits: int, letter: str = r"[\p{L}\p{M}]", other: str = r"[^\s\p{L}\p{M}\p{N}]", number: str = r"\p{N}"
+    *,
+    digits: int,
+    letter: str = r"[\p{L}\p{M}]",
+    other: str = rf"[^{SPACES}\p{{L}}\p{{M}}\p{{N}}]",
+    number: str = r"\p{N}",
 ) -> str:
     """A pattern that cuts any text, all of it, into words for byte-level BPE: a word takes the space before it.
 
@@ -40,9 +45,9 @@ def word_pattern(
         f" ?(?:(?![{JAPANESE}]){letter}){{1,{MAX_WORD}}}",
         f"{number}{{1,{digits}}}",
         f" ?{other}{{1,{MAX_RUN}}}",
-        rf"\s{{0,{MAX_RUN}}}[\r\n]{{1,{MAX_RUN}}}",
-        rf"\s{{1,{MAX_RUN}}}(?!\S)",
-        rf"\s{{1,{MAX_RUN}}}",
+        rf"[{SPACES}]{{0,{MAX_RUN}}}[\r\n]{{1,{MAX_RUN}}}",
+        rf"[{SPACES}]{{1,{MAX_RUN}}}(?![^{SPACES}])",
+        f"[{SPACES}]{{1,{MAX_RUN}}}",
     ]
     return "|".join(parts)
 
@@ -51,7 +56,9 @@ def python_word_pattern(*, digits: int) -> re.Pattern[str]:
     """`word_pattern` for `re`, which does not know the classes of Unicode by name; it is four times as fast."""
     letters, numbers = _members("LM"), _members("N")
     return re.compile(
-        word_pattern(digits=digits, letter=f"[{letters}]", other=rf"[^\s{letters}{numbers}]", number=f"[{numbers}]")
+        word_pattern(
+            digits=digits, letter=f"[{letters}]", other=f"[^{SPACES}{letters}{numbers}]", number=f"[{numbers}]"
+        )
     )
 
 
