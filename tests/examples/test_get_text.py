@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import re
@@ -204,9 +205,7 @@ def test_pairs_have_to_be_plausible(get_text: ModuleType) -> None:
 
     assert plausible(Pair("画像を開きます。", "Opens an image."))
     assert not plausible(Pair("Opens an image.", "Opens an image."))
-    assert not plausible(
-        Pair("画像を開きます。" * 8, "Opens an image with it.")
-    )
+    assert not plausible(Pair("画像を開きます。" * 8, "Opens an image with it."))
     assert not plausible(Pair("次の点 you can do this with any of the following menu items", "You can do this here."))
     assert same_names("GIMP ２.10 の新機能", "New in GIMP 2.10") and not same_names("PNG と JPEG", "Layers and masks")
     text = "画像エディタ\n ビットマッ\n プを編集します。\n .\n 特徴:\n  * 速い\n  * 小さい"
@@ -232,7 +231,6 @@ def test_translated_pages_align_by_section_or_by_id(get_text: ModuleType) -> Non
 
 
 def test_machine_translation_is_joined_and_filtered(get_text: ModuleType) -> None:
-    import hashlib
 
     from texts.pairs import nlp_corpus
 
@@ -276,7 +274,7 @@ def test_archives_are_checked_and_read_by_name(
                 info = tarfile.TarInfo(name)
                 info.size = 2
                 archive.addfile(info, io.BytesIO(b"[]"))
-        return module.hashlib.sha256((tmp_path / "ja-corpus.tgz").read_bytes()).hexdigest()
+        return hashlib.sha256((tmp_path / "ja-corpus.tgz").read_bytes()).hexdigest()
 
     package = module.Package("npm", "ja-corpus@0.0.1", store())
     monkeypatch.setitem(module.PINNED, "ja-corpus", package)

@@ -56,9 +56,8 @@ def grow(
     old, new = _vocabulary(loaded.tokenizer), _vocabulary(tokenizer)
     if any(new.get(token) != id for token, id in old.items()):
         raise ConfigError("tokenizer", why="does not hold every token of the model's under its id", hint="use expand()")
-    pieces = {id: _pieces(loaded.tokenizer, token) for token, id in new.items() if token not in old}
-    if init == "random":
-        pieces = dict.fromkeys(pieces, [])
+    fresh = sorted((id, token) for token, id in new.items() if token not in old)
+    pieces = {id: _pieces(loaded.tokenizer, token) if init == "mean" else [] for id, token in fresh}
     size = loaded.config.vocab_size
     config = replace(loaded.config, vocab_size=max(size, tokenizer.vocab_size))
     module, probe = (_skeleton(loaded, c) for c in (config, replace(config, vocab_size=size + 1)))

@@ -103,8 +103,8 @@ def growing_folder(path: Path, purpose: Mapping[str, Any]) -> Iterator[Growing]:
             finally:
                 growing.close()
             (work / NOTE).unlink(missing_ok=True)
+            (work / LOCK).unlink()  # still held; the manifest must not list it
             write_manifest(work, growing.manifest)
-            (work / LOCK).unlink()
         for file in [work, *work.rglob("*")]:
             sync(file)
         if path.exists():

@@ -16,6 +16,7 @@ from kiban.errors import ConfigError, KibanError
 A = TypeVar("A")
 B = TypeVar("B")
 AHEAD = 2  # blocks that wait for each process
+KNOCK_SECONDS = 10.0
 
 
 class Map(Protocol):
@@ -119,9 +120,10 @@ def _cluster(address: str, processes: int) -> Iterator[Map]:
         import ray  # type: ignore[import-not-found]
     except ImportError as error:
         raise ConfigError("--ray", why="ray is not installed", hint="pip install 'kiban[ray]'") from error
+    _knock(address)
     local = {"num_cpus": processes, "include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(address=address, log_to_driver=False, **local)
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError("--ray", field=address, why=f"no cluster answers: {error}") from error
 
@@ -144,6 +146,18 @@ def _cluster(address: str, processes: int) -> Iterator[Map]:
         raise KibanError("--ray", why=f"the cluster failed: {str(error).splitlines()[-1]}") from error
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises ConfigError if nobody listens at host:port; ray itself would try for minutes."""
+    import socket
+
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise ConfigError("--ray", field=address, why=f"no cluster answers: {error}") from error
 
 
 def _apply(work: Callable[[A], B], block: A) -> B:

@@ -47,6 +47,6 @@ def random_state(device: torch.device) -> Tensor:
 def set_random_state(state: Tensor, device: torch.device) -> None:
     """Go back to where `random_state` was taken."""
     size = len(torch.get_rng_state())
-    torch.set_rng_state(state[:size].contiguous())
+    torch.set_rng_state(state[:size].clone())  # torch 2.13 crashes on a view that begins later
     if device.type == "cuda" and len(state) > size:
-        torch.cuda.set_rng_state(state[size:].contiguous(), device)
+        torch.cuda.set_rng_state(state[size:].clone(), device)

@@ -1,7 +1,8 @@
 """Tensors of a checkpoint on disk: whole ones, or parts that each process writes for itself.
 
 Parts have torch.distributed.checkpoint's layout in safetensors, which says where each part belongs (its older layout holds
-a pickle). Either kind can be read by any number of processes, each taking what it needs.
+a pickle). Either kind can be read by any number of processes, each taking what it needs. That library takes a second or
+two to load, and is loaded only where something is in parts.
 """
 
 from __future__ import annotations
@@ -11,20 +12,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.tensor import DTensor
 
-from kiban.errors import CheckpointError
+from kiban.errors import CheckpointError, FormatError
 from kiban.train.moments import Shapes
 from kiban.train.parallel import Parallel
-from kiban.weights.safetensors import check_header
+from kiban.weights.safetensors import check_header, read_folder_tensors
+
+PARTS = "shard-*.safetensors"
 
 
 def own(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return torch.as_tensor(tensor.to_local()) if hasattr(tensor, "to_local") else tensor
 
 
 def write_parts(folder: Path, tensors: Mapping[str, Tensor], parallel: Parallel) -> None:
@@ -32,23 +32,37 @@ def write_parts(folder: Path, tensors: Mapping[str, Tensor], parallel: Parallel)
 
     Raises CheckpointError, in every process, if one of them cannot write.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        dcp.save({name: t.detach() for name, t in tensors.items()}, storage_writer=writer, process_group=parallel.group)
-    except (dcp.api.CheckpointException, OSError) as error:
-        why = "a process could not write its part"
-        raise CheckpointError(folder, why=f"{why}: {error}", hint="free some disk space and resume") from error
+        save({n: t.detach() for n, t in tensors.items()}, storage_writer=writer, process_group=parallel.group)
+    except CheckpointException as error:
+        reasons = "; ".join(f"process {rank}: {failure[0]}" for rank, failure in sorted(error.failures.items()))
+        raise CheckpointError(
+            folder, why=f"cannot be written: {reasons}", hint="free some disk space and resume"
+        ) from error
 
 
 def shapes(folder: Path) -> Shapes:
     """Shape and dtype of every tensor of a checkpoint. Raises FormatError for a damaged file."""
-    for path in sorted(folder.glob("*.safetensors")):
+    if not any(folder.glob(PARTS)):
+        return {name: (tensor.shape, tensor.dtype) for name, tensor in read_folder_tensors(folder).items()}
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    for path in sorted(folder.glob(PARTS)):
         check_header(path)
-    found = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    try:
+        found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(folder, why=f"its parts do not say where they belong: {error}") from error
     return {n: (m.size, m.properties.dtype) for n, m in found.items() if isinstance(m, TensorStorageMetadata)}
 
 
+@torch.no_grad()
 def read(folder: Path, targets: Mapping[str, Tensor]) -> None:
     """Fill tensors from those of the same names; a split one takes its part. Raises CheckpointError if they do not fit."""
     there, wanted = (
@@ -56,14 +70,21 @@ def read(folder: Path, targets: Mapping[str, Tensor]) -> None:
         {n: tuple(t.shape) for n, t in targets.items()},
     )
     if there != wanted:
-        name = sorted(n for n in {*there, *wanted} if there.get(n) != wanted.get(n))[0]
+        name = min(n for n in {*there, *wanted} if there.get(n) != wanted.get(n))
         why = f"has the shape {there.get(name)}, where the run has {wanted.get(name)}"
         hint = "resume with the model and the settings it was written with, or take a new folder"
         raise CheckpointError(folder, field=name, why=why, hint=hint)
+    if not any(folder.glob(PARTS)) and all(own(tensor) is tensor for tensor in targets.values()):
+        for name, tensor in read_folder_tensors(folder).items():
+            targets[name].copy_(tensor)
+        return
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there is no process group, which is what no_dist says
-        reader = dcp.HuggingFaceStorageReader(str(folder))
-        dcp.load({name: t.detach() for name, t in targets.items()}, storage_reader=reader, no_dist=True)
+        warnings.simplefilter("ignore")  # it warns that it was told to ask no other process
+        reader = HuggingFaceStorageReader(str(folder))
+        load({name: tensor.detach() for name, tensor in targets.items()}, storage_reader=reader, no_dist=True)
 
 
 def read_whole(folder: Path) -> dict[str, Tensor]:

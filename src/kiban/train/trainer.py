@@ -306,5 +306,7 @@ class Trainer:
 
 
 def _tokens(batch: Mapping[str, Tensor]) -> int:
-    """Tokens that a batch asks the model to read; 0 where it holds none."""
+    """Tokens that a batch asks the model to read; 0 where it holds none. The last of a packed row is only predicted."""
+    if "documents" in batch:
+        return batch["documents"][:, 1:].numel()
     return int(batch["mask"].sum()) if "mask" in batch else batch["tokens"].numel() if "tokens" in batch else 0

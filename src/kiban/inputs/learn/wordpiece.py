@@ -16,6 +16,7 @@ from kiban.inputs.learn.merges import BREAK, learn_merges
 from kiban.inputs.tokenizer import Tokenizer
 
 SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+KANA = "".join(map(chr, (*range(0x3041, 0x3094), *range(0x30A1, 0x30F5), 0x30FC)))
 COVERAGE = 0.9995  # of characters; a word with one of the rest is unknown
 BATCH = 256  # texts that MeCab takes at once
 ENGINES = {
@@ -74,18 +75,20 @@ def _sudachi(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def single_characters(counts: Sequence[Count], vocabulary: Collection[str], prefix: str, *, limit: int) -> list[str]:
-    """Characters that become tokens, as the beginning of a word and inside one, unless vocabulary has them already."""
+    """New tokens of one character, each as the beginning of a word and inside one: frequent ones, and all kana."""
     found: Counter[str] = Counter()
     for word, count in counts:
         for character in word:
             found[character] += count
+    # Every kana, if that takes less than half: without one, a whole run of them would be unknown.
+    always = KANA if 4 * len(KANA) <= limit else ""
     new: list[str] = []
     seen, wanted = 0, COVERAGE * found.total()
-    for character, count in found.most_common():
+    for character in [*always, *(c for c, _ in found.most_common() if c not in always)]:
         missing = [form for form in (character, prefix + character) if form not in vocabulary]
-        if seen >= wanted or len(new) + len(missing) > limit:
+        if character not in always and (seen >= wanted or len(new) + len(missing) > limit):
             break
-        seen += count
+        seen += found[character]
         new += missing
     return new
 

@@ -55,6 +55,6 @@ def _join(kind: str, timeout: float) -> torch.device:
     if kind == "cuda":
         torch.cuda.set_device(place)
     if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "cpu:gloo"
+        backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     return place

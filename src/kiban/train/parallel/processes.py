@@ -40,7 +40,7 @@ class Processes(Parallel):
         """Sums over the places."""
         sums = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(sums)
-        return (sums * (self.places / self.world)).tolist()  # type: ignore[no-any-return]
+        return (sums * (self.places / self.world)).tolist()
 
     def any(self, value: bool) -> bool:
         """Whether it holds in any process."""
@@ -114,9 +114,10 @@ class Replicated(Processes):
         for bucket in _buckets([p.grad for p in users if p.grad is not None]):
             flat = torch.cat([gradient.flatten() for gradient in bucket])
             dist.all_reduce(flat)
-            pieces = flat.split([gradient.numel() for gradient in bucket])
-            for gradient, piece in zip(bucket, pieces, strict=True):
-                gradient.copy_(piece.view_as(gradient))
+            start = 0
+            for gradient in bucket:
+                gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+                start += gradient.numel()
 
     def inside(self, module: nn.Module, function: Callable[[], T]) -> T:
         """The first process runs it, the others wait."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from kiban.errors import ConfigError
@@ -54,7 +54,7 @@ class Sharded(Processes):
             shard.set_gradient_divide_factor(1.0)
             shard.set_force_sum_reduction_for_comms(True)
         # A method through which anything can be computed with the parameters at hand, not the forward pass alone.
-        module.compute = _compute  # type: ignore[assignment]
+        vars(module)["compute"] = _call
         register_fsdp_forward_method(module, "compute")
 
     def loss(self, module: nn.Module, objective: Objective, batch: Batch, *, last: bool) -> Loss:
@@ -67,14 +67,14 @@ class Sharded(Processes):
             losses.append(objective(batch))
             return losses[0].total
 
-        module.compute(total)
+        vars(module)["compute"](total)
         return losses[0]
 
     def inside(self, module: nn.Module, function: Callable[[], T]) -> T:
         """All run it, since parameters are gathered from all; what the first process finds counts."""
         assert isinstance(module, FSDPModule)
         try:
-            return self._told(module.compute(function))  # type: ignore[no-any-return]
+            return self._told(vars(module)["compute"](function))
         finally:
             module.reshard()  # the next step must not see what was gathered here
 
@@ -95,10 +95,10 @@ class Sharded(Processes):
     def whole(self, module: nn.Module) -> dict[str, Tensor]:
         """The module's state, every tensor in full, on the CPU of the first process."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return dict(get_model_state_dict(module, options=options))
+        return {name: torch.as_tensor(value) for name, value in get_model_state_dict(module, options=options).items()}
 
 
-def _compute(function: Callable[[], T]) -> T:
+def _call(function: Callable[[], T]) -> T:
     return function()
 
 
@@ -121,13 +121,13 @@ def split_width(module: nn.Module, mesh: DeviceMesh) -> None:
             if getattr(module, name) % size:
                 why = f"{size} does not divide {name}={getattr(module, name)}"
                 raise ConfigError("parallel", field="tensor_parallel", why=why, hint="use a divisor of it")
-        into, out = ("q", "k", "v"), "o"
+        into, out = ["q", "k", "v"], "o"
         module.num_heads, module.num_kv_heads = module.num_heads // size, module.num_kv_heads // size
     elif isinstance(module, FeedForward | GatedFeedForward):
         if module.up.out_features % size:
             why = f"{size} does not divide ffn_dim={module.up.out_features}"
             raise ConfigError("parallel", field="tensor_parallel", why=why, hint="use a divisor of it")
-        into, out = ("gate", "up") if isinstance(module, GatedFeedForward) else ("up",), "down"
+        into, out = ["gate", "up"] if isinstance(module, GatedFeedForward) else ["up"], "down"
     else:
         return
     parallelize_module(module, mesh, {**dict.fromkeys(into, ColwiseParallel()), out: RowwiseParallel()})
