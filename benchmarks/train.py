@@ -16,6 +16,7 @@ import time
 from typing import Any
 
 import torch
+
 from common import arguments, finish, table
 
 SHAPES = {

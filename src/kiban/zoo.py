@@ -20,9 +20,11 @@ from kiban.config import Family, Head, Progress, Traits, did_you_mean, silent
 from kiban.errors import ConfigError, FormatError, ModelNotFoundError
 from kiban.files import read_json, verify_folder
 from kiban.inputs.build import TOKENIZER_FILES
+from kiban.inputs.gguf import to_gguf
 from kiban.inputs.tokenizer import Tokenizer
 from kiban.weights.folder import write_folder
 from kiban.weights.gguf import read_gguf
+from kiban.weights.gguf_write import write_gguf
 from kiban.weights.names import to_ours, to_published
 from kiban.weights.safetensors import read_folder_tensors
 
@@ -38,6 +40,7 @@ __all__ = [
     "load",
     "presets",
     "save",
+    "save_gguf",
 ]
 
 
@@ -171,6 +174,23 @@ def save(
         files={**tokenizer_files, **(files or {})},
         manifest={"family": family.name, "head": loaded.head, **(manifest or {})},
     )
+
+
+def save_gguf(loaded: Loaded, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write one GGUF file with the weights in float32 or float16, and the tokenizer.
+
+    Raises ConfigError if the format has no place for the family, a head, or the way the tokenizer cuts text.
+    """
+    family = loaded.family
+    if family.to_gguf is None or family.gguf_names is None or loaded.head is not None:
+        raise ConfigError(loaded.source, why="cannot be written as GGUF", hint="write a Hugging Face folder")
+    if loaded.tokenizer is None:
+        raise ConfigError(loaded.source, why="has no tokenizer, without which a GGUF file is of no use")
+    parameters = {name: p.detach() for name, p in loaded.module.named_parameters()}
+    published = to_published(family.gguf_names(loaded.config), parameters)
+    # Vectors stay in float32, as other tools expect.
+    tensors = {name: tensor.to(dtype if tensor.ndim > 1 else torch.float32) for name, tensor in published.items()}
+    write_gguf(path, {**family.to_gguf(loaded.config), **to_gguf(loaded.tokenizer)}, tensors)
 
 
 def _head(family: Family, name: str) -> Head:

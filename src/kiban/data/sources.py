@@ -18,7 +18,7 @@ PARTS = "part-*.jsonl*"  # its documents, among samples and quarantine
 SUFFIXES = (".gz", ".zst")
 # Text shrinks to a fifth, logs and tables of one value to a hundredth; a bomb of gzip to 1/1,000, of zstd to 1/30,000.
 MAX_RATIO = 250
-FREE_BYTES = 64 * 2**20  # that any file may hold
+FREE_BYTES = 8 * 2**20  # that any file may hold
 
 
 def kind_of(path: Path) -> str:

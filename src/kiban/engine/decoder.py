@@ -22,6 +22,7 @@ from kiban.engine.reordered import Reordered
 from kiban.errors import ConfigError
 from kiban.nn.attention import attend, causal_context
 from kiban.nn.cache import KVCache
+from kiban.nn.feedforward import GatedFeedForward
 from kiban.weights.names import RopeHalves
 
 Weights = Literal["fp32", "bf16", "int8", "int4"]
@@ -48,8 +49,8 @@ class DecoderPlan:
     """
 
     def __init__(self, loaded: zoo.Loaded, *, weights: Weights = "fp32", copy: bool | None = None) -> None:
-        if not loaded.family.traits.causal or loaded.head is not None:
-            raise ConfigError(loaded.source, why="is not a decoder that predicts tokens")
+        if not self.fits(loaded):
+            raise ConfigError(loaded.source, why="is not a decoder of Llama's shape that predicts tokens")
         if weights not in get_args(Weights):
             raise ConfigError("weights", field=str(weights), why="unknown", hint=f"known: {get_args(Weights)}")
         self.config, self.weights = loaded.config, weights
@@ -64,6 +65,17 @@ class DecoderPlan:
             head = module.head.weight.detach().float()
             self.head = Int8(head) if weights in ("int8", "int4") else Dense(head.to(self.dtype))
         self._turns = torch.empty(0)
+
+    @staticmethod
+    def fits(loaded: zoo.Loaded) -> bool:
+        """Whether a plan can be made: a bare decoder with rotary positions and gated feed-forward layers."""
+        module: Any = loaded.module
+        return (
+            loaded.family.traits.causal
+            and loaded.head is None
+            and hasattr(module, "rotary")
+            and all(isinstance(block.ffn, GatedFeedForward) for block in module.blocks)
+        )
 
     @property
     def num_bytes(self) -> int:

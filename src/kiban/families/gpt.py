@@ -244,7 +244,7 @@ def from_gguf(metadata: Mapping[str, Any]) -> GPTConfig:
         dim=int(metadata["gpt2.embedding_length"]),
         num_heads=int(metadata["gpt2.attention.head_count"]),
         max_seq_len=int(metadata["gpt2.context_length"]),
-        norm_eps=float(metadata["gpt2.attention.layer_norm_epsilon"]),
+        norm_eps=float(f"{metadata['gpt2.attention.layer_norm_epsilon']:.7g}"),  # was a float32
         pad_id=metadata.get("tokenizer.ggml.padding_token_id"),
     )
 

@@ -277,9 +277,7 @@ def test_groups(found: Collection) -> list[Group]:
     return groups
 
 
-def collate_groups(
-    groups: Sequence[Group], *, tokenizer: Tokenizer, max_len: int
-) -> dict[str, Tensor]:
+def collate_groups(groups: Sequence[Group], *, tokenizer: Tokenizer, max_len: int) -> dict[str, Tensor]:
     """tokens, mask, segments (B * K, T), prior (B * K,), relevant (B,): [CLS] passage [SEP] query [SEP], as text goes on."""
     cls, sep = tokenizer.cls_id, tokenizer.sep_id
     assert cls is not None and sep is not None

@@ -1,43 +1,30 @@
-"""What the exhibits of the tour share: seeds and intervals, bars, a table, a plot, and a run folder that can be taken up again.
+"""What an exhibit of the tour is: how it measures, what is asked of it, and what came out.
 
 An exhibit is a file of this package with `EXHIBIT = Exhibit(...)` in it. It measures one seed at a time and gives plain
-numbers by name; everything else happens here.
+numbers by name; seeds, intervals, bars, table, files and picture are made of those in `running` and `page`.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import pkgutil
-import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from kiban.config import Progress, did_you_mean, read_yaml, silent, to_dict, write_yaml
-from kiban.errors import ConfigError, FormatError, KibanError, NonFiniteError
-from kiban.files import exclusive, read_json
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from kiban.data.loader import Loader
-    from kiban.objectives.base import Objective
-    from kiban.train.settings import TrainConfig, TrainResult
+from kiban.config import Progress, did_you_mean
+from kiban.errors import ConfigError
 
 Lang = Literal["ja", "en"]
 Words = Mapping[Lang, str]
 Measures = Mapping[str, float]
 MIN_SEEDS = 3  # fewer say too little about the next seed for a bar to count
-JAPANESE_FONTS = ("Noto Sans CJK JP", "IPAexGothic", "Hiragino Sans", "Yu Gothic", "Meiryo", "TakaoGothic")
 
 
 class Measure(Protocol):
-    """Trains and measures one seed. What it writes below folder lets it go on if it is stopped, and is removed at the end."""
+    """Trains and measures one seed. What it writes below folder lets a stopped run go on, and is removed at the end."""
 
     def __call__(self, settings: Any, *, seed: int, folder: Path, progress: Progress) -> Measures: ...
 
@@ -130,11 +117,12 @@ class Exhibit:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What an exhibit measured. seconds: what each seed took, in its last sitting."""
+    """What an exhibit measured. settings: those that it ran with; seconds: what each seed took, in its last sitting."""
 
     exhibit: Exhibit
     folder: Path
     quick: bool
+    settings: Any
     estimates: Mapping[str, Estimate]
     bars: tuple[Bar, ...]
     seconds: tuple[float, ...]
@@ -171,109 +159,21 @@ def shown(found: Estimate | Bar) -> str:
 
 
 def exhibits() -> dict[str, Exhibit]:
-    """Every exhibit by name: a scan of this package."""
-    import kiban.tour
-
-    names = [module.name for module in pkgutil.iter_modules(kiban.tour.__path__)]
-    modules = [import_module(f"kiban.tour.{name}") for name in sorted(names) if name != "exhibit"]
-    found = [module.EXHIBIT for module in modules if hasattr(module, "EXHIBIT")]
-    return {exhibit.name: exhibit for exhibit in found}
+    """Every exhibit by name: a scan of this package. An exhibit is named as its file."""
+    found = {name: getattr(import_module(f"kiban.tour.{name}"), "EXHIBIT", None) for name in _files()}
+    return {name: exhibit for name, exhibit in found.items() if exhibit is not None}
 
 
 def find(name: str) -> Exhibit:
     """The exhibit of this name. Raises ConfigError if there is none."""
-    known = exhibits()
-    if name not in known:
-        raise ConfigError("exhibit", field=name, why="is not on the tour", hint=did_you_mean(name, known))
-    return known[name]
+    exhibit = getattr(import_module(f"kiban.tour.{name}"), "EXHIBIT", None) if name in _files() else None
+    if exhibit is None:
+        raise ConfigError("exhibit", field=name, why="is not on the tour", hint=did_you_mean(name, exhibits()))
+    assert isinstance(exhibit, Exhibit) and exhibit.name == name
+    return exhibit
 
 
-def fit(
-    objective: Objective, module: nn.Module, loader: Loader[Any], config: TrainConfig, folder: Path, progress: Progress
-) -> TrainResult:
-    """Train to the end, or raise KibanError if a signal came before; the same call then goes on from the checkpoint."""
-    from kiban.train.trainer import Trainer
+def _files() -> list[str]:
+    import kiban.tour
 
-    result = Trainer(objective, module, loader, config, folder=folder, progress=progress).run()
-    if result.stopped_by == "sigterm":
-        raise KibanError(folder, why="was stopped by a signal", hint="the same command goes on from there")
-    return result
-
-
-def run(
-    exhibit: Exhibit, folder: Path, *, seeds: int = MIN_SEEDS, quick: bool = False, progress: Progress = silent
-) -> Outcome:
-    """Measure seeds 0, 1, ... and write result.json, README.md and the plot below folder.
-
-    A folder where the exhibit ran before with the same settings is taken up: seeds that it holds are not measured again.
-    Raises ConfigError if it holds another run, NonFiniteError if a measure is no number.
-    """
-    settings = exhibit.quick if quick else exhibit.full
-    (folder / "seeds").mkdir(parents=True, exist_ok=True)
-    busy = ConfigError(folder, why="another kiban process works on this run", hint="wait for it")
-    with exclusive(folder / ".lock", error=busy):
-        _claim(folder, {"exhibit": exhibit.name, "quick": quick, "settings": to_dict(settings)})
-        found = [_seed(exhibit, settings, seed, seeds, folder / "seeds", progress) for seed in range(seeds)]
-        names = list(found[0]["measures"])
-        estimates = {name: Estimate.of([one["measures"][name] for one in found]) for name in names}
-        outcome = Outcome(
-            exhibit=exhibit,
-            folder=folder,
-            quick=quick,
-            estimates=estimates,
-            bars=tuple(Bar.of(asked, estimates[asked.measure]) for asked in exhibit.requirements),
-            seconds=tuple(one["seconds"] for one in found),
-        )
-        _write(outcome, settings)
-    return outcome
-
-
-def _claim(folder: Path, wanted: dict[str, Any]) -> None:
-    """Make the folder that of a run with these settings. Raises ConfigError if it belongs to something else."""
-    path = folder / "config.yaml"
-    if not path.exists():
-        strangers = [p.name for p in folder.iterdir() if p.name not in ("seeds", ".lock")]
-        if strangers:
-            raise ConfigError(folder, why=f"holds {strangers[0]}, and is no run of the tour", hint="give a new folder")
-        write_yaml(path, wanted)
-    elif read_yaml(path) != json.loads(json.dumps(wanted)):
-        raise ConfigError(folder, why="holds a run with other settings", hint="give a new folder")
-
-
-def _seed(
-    exhibit: Exhibit, settings: Any, seed: int, seeds: int, folder: Path, progress: Progress
-) -> dict[str, Any]:
-    """What seed-N.json of an earlier sitting says, else what is measured now."""
-    path, work = folder / f"seed-{seed}.json", folder / f"seed-{seed}"
-    if path.exists():
-        stored = read_json(path)
-        if set(stored) != {"seconds", "measures"}:
-            raise FormatError(path, why="is not the measurement of a seed", hint="remove it to measure again")
-        return stored
-
-    def tell(stage: str, done: int, total: int | None) -> None:
-        progress(f"{exhibit.name} {seed + 1}/{seeds} | {stage}", done, total)
-
-    started = time.perf_counter()
-    measures = exhibit.measure(settings, seed=seed, folder=work, progress=tell)
-    for name, value in measures.items():
-        if not math.isfinite(value):
-            raise NonFiniteError(f"{exhibit.name}, seed {seed}", field=name, why=f"is {value}")
-    facts = {"seconds": time.perf_counter() - started, "measures": dict(measures)}
-    _put(path, json.dumps(facts, indent=1))
-    shutil.rmtree(work, ignore_errors=True)
-    return facts
-
-
-def _put(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(text + "\n", encoding="utf-8")
-    beside.replace(path)
-
-
-def _write(outcome: Outcome, settings: Any) -> None:
-    outcome.plot.parent.mkdir(exist_ok=True)
-    picture(outcome.exhibit, outcome.estimates, outcome.plot)
-    _put(outcome.folder / "result.json", json.dumps(record(outcome, settings), ensure_ascii=False, indent=1))
-    _put(outcome.folder / "README.md", "\n\n".join(page(outcome, lang) for lang in ("en", "ja")))
+    return sorted(module.name for module in pkgutil.iter_modules(kiban.tour.__path__))

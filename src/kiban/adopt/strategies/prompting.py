@@ -44,7 +44,7 @@ class PromptPredictor:
         """fast: compute in bf16 where that is faster; for choosing among candidates, not for answers that are kept."""
         assert loaded.tokenizer is not None
         model: CausalModel = loaded.module  # type: ignore[assignment]
-        if fast and matrix_dtype() == torch.bfloat16:
+        if fast and matrix_dtype() == torch.bfloat16 and DecoderPlan.fits(loaded):
             model = DecoderPlan(loaded, weights="bf16")
         self.loaded, self.labels, self.strategy, self.language = loaded, tuple(labels), strategy, language
         self.examples, self.shots, self.max_text_tokens = tuple(examples), shots, max_text_tokens

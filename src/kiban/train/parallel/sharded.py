@@ -74,7 +74,8 @@ class Sharded(Processes):
         """All run it, since parameters are gathered from all; what the first process finds counts."""
         assert isinstance(module, FSDPModule)
         try:
-            return self._told(vars(module)["compute"](function))
+            found: T = self._told(vars(module)["compute"](function))
+            return found
         finally:
             module.reshard()  # the next step must not see what was gathered here
 
