@@ -139,3 +139,24 @@ def test_an_interrupted_run_goes_on_to_the_same_end(corpus: Corpus, tmp_path: Pa
 def test_speed_is_measured_for_a_size(corpus: Corpus) -> None:
     parameters, rate = measure(plan_of(corpus))
     assert parameters == plan_of(corpus).model().num_parameters and rate > 100
+
+
+def test_an_encoder_learns_hidden_words_and_opens_elsewhere(corpus_file: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(bert.SIZES["tiny"], seq_len=64, batch_tokens=1024, micro_tokens=1024)
+    corpus = prepare(corpus_file, tmp_path / "data", recipe, vocab_size=800)
+    plan = plan_of(corpus, recipe)
+    before = Judge(plan, plan.model())(10_000)
+    loaded, result = pretrain(plan, Length(steps=25), tmp_path / "run")
+    assert result.metrics["masked_loss"] < before["masked_loss"] - 0.5
+    assert 0 <= result.metrics["next_sentence_accuracy"] <= 1 and result.ngram_bits_per_character is None
+    final = leave(plan, loaded, result, tmp_path / "run", data="説明.jsonl", version="test")
+
+    from transformers import AutoModelForPreTraining
+
+    theirs = AutoModelForPreTraining.from_pretrained(final).eval()
+    ids = torch.tensor([corpus.tokenizer.encode("画像を表示するライブラリです。")])
+    with torch.inference_mode():
+        words, follows = loaded.module(ids)
+        answer = theirs(ids)
+    assert (answer.prediction_logits - words).abs().max() < 1e-4
+    assert (answer.seq_relationship_logits - follows).abs().max() < 1e-4

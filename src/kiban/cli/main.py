@@ -11,9 +11,11 @@ import typer
 
 from kiban import __version__
 from kiban.cli.adopt import adopt_command
+from kiban.cli.data import data_app
 from kiban.cli.models import models_app
 from kiban.cli.pretrain import pretrain_command
 from kiban.cli.run import run_command
+from kiban.cli.tour import tour_command
 from kiban.errors import KibanError
 
 EPILOG = "Begin with: kiban adopt examples/data/debian-ja.csv --text 本文 --label 区分 --time 5m"
@@ -30,7 +32,9 @@ app = typer.Typer(
 app.command("adopt", no_args_is_help=True)(adopt_command)
 app.command("run", no_args_is_help=True)(run_command)
 app.command("pretrain", no_args_is_help=True)(pretrain_command)
+app.command("tour")(tour_command)
 app.add_typer(models_app, name="models")
+app.add_typer(data_app, name="data")
 
 
 def _version(asked: bool) -> None:
