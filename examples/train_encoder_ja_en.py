@@ -3,6 +3,7 @@
     python examples/get_text.py parallel ja en       # the text, once
     python examples/train_encoder_ja_en.py           # to runs/encoder-ja-en; started again, it goes on where it was
     python examples/train_encoder_ja_en.py --minutes 5 --run runs/pilot
+    python examples/train_encoder_ja_en.py --publish weights/kiban-encoder-ja-en     # after benchmarks/encoder_ja_en.py
 
 Every row of examples/data/debian-ja.csv and debian-en.csv, and every paragraph of those packages' descriptions, is kept
 out of the training pairs, so that `kiban adopt` can be measured on them.
@@ -17,18 +18,21 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from build_debian import paragraphs
+from encoder_card import card
 from get_text import CACHE, Archives
 from kiban import zoo
-from kiban.recipes.encoder_ja_en import Settings, train
+from kiban.recipes.encoder_ja_en import Settings, publish, train
 from kiban.recipes.parallel_text import Forbidden, Pair, Selection, select
 from texts.pairs import CATALOGUES, described
 
 DATA = Path(__file__).parent / "data"
+RECORD = Path(__file__).parent.parent / "benchmarks" / "results" / "encoder-ja-en.json"
 DEV = ("debian-edu-doc", "subversion", "maint-guide")
 TEST = ("gnome-user-docs", "developers-reference", "apache2-doc", "minetest-data", "gnupg-l10n")
 CAP = 3_000
@@ -101,15 +105,42 @@ def stored_selection(path: Path) -> Selection:
     return Selection(train, dev, test, value["removed"])
 
 
+def published(run: Path, folder: Path, rows: int) -> None:
+    """Publish run/final with a card that tells the run and the benchmark's last record."""
+    chosen, student = stored_selection(run / "pairs.json"), zoo.load(run / "final")
+    used = chosen.train[: rows or None]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    facts = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    text = card(
+        Settings(),
+        used,
+        len(chosen.train),
+        chosen.removed,
+        {"dev": DEV, "test": TEST},
+        lines,
+        json.loads(RECORD.read_text(encoding="utf-8")),
+        num_tokens=student.config.vocab_size,
+        hours=facts["seconds"] / 3600,
+    )
+    publish(student, folder, card=text, facts={"teacher": Settings().teacher, "pairs": len(used), **facts})
+
+
 def main() -> None:
     """Train, or go on with a run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/encoder-ja-en"), help="folder of the run")
     parser.add_argument("--minutes", type=float, default=55.0, help="of training, besides the teacher's embeddings")
+    parser.add_argument("--steps", type=int, default=0, help="instead of --minutes: repeats exactly on any machine")
     parser.add_argument("--rows", type=int, default=0, help="pairs to use, 0 for all")
+    parser.add_argument("--publish", type=Path, help="write a finished run to this folder, with its card; must be new")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.publish:
+        published(arguments.run, arguments.publish, arguments.rows)
+        return
     settings = Settings(seconds=60 * arguments.minutes, rows=arguments.rows)
+    if arguments.steps:
+        settings = replace(settings, seconds=0.0, steps=arguments.steps)
     last = 0.0
 
     def tell(stage: str, done: int, total: int | None) -> None:
@@ -122,6 +153,8 @@ def main() -> None:
     print(f"{result.steps} steps, {result.tokens} tokens, {result.seconds:.0f} s, ended by {result.stopped_by}")
     if result.stopped_by != "sigterm":
         zoo.save(student, arguments.run / "final")
+        facts = {"steps": result.steps, "tokens": result.tokens, "seconds": round(result.seconds)}
+        (arguments.run / "result.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ TEXTS = {
     "da": "Alle mennesker er født frie og lige i værdighed og rettigheder. De er udstyret med fornuft og samvittighed.",
     "pl": "Wszyscy ludzie rodzą się wolni i równi pod względem swej godności i swych praw. Są oni obdarzeni rozumem.",
     "vi": "Tất cả mọi người sinh ra đều được tự do và bình đẳng về nhân phẩm và quyền lợi.",
-    "id": "Semua orang dilahirkan merdeka dan mempunyai martabat dan hak-hak yang sama. Mereka dikaruniai akal.",
     "ru": "Все люди рождаются свободными и равными в своем достоинстве и правах. Они наделены разумом и совестью.",
     "el": "Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι στην αξιοπρέπεια και τα δικαιώματα.",
     "ar": "يولد جميع الناس أحرارا متساوين في الكرامة والحقوق. وقد وهبوا عقلا وضميرا.",
@@ -58,6 +57,10 @@ def test_real_descriptions_are_all_recognised(code: str) -> None:
         ("xbindkeys 設定用の GTK+ プログラムです。 ~/.xbindkeysrc editor, keyboard shortcut manager", "ja"),
         ("東京都千代田区永田町", "ja"),  # a title of kanji that Japan uses
         ("中华人民共和国", "zh"),
+        ("東京都新宿区 大阪市北区 名古屋市中区 札幌市中央区 福岡市博多区 仙台市青葉区", "ja"),
+        ("株式会社日立製作所研究開発本部人工知能研究所東京都国分寺市", "ja"),
+        ("國破山河在城春草木深感時花濺淚恨別鳥驚心烽火連三月家書抵萬金", "zh"),
+        ("人人生而自由，在尊嚴和權利上一律平等。他們賦有理性和良心，並應以兄弟關係的精神相對待。", "zh"),
         ("ｶﾀｶﾅﾃﾞ ｶｶﾚﾀ ﾌﾞﾝｼｮｳ", "ja"),
         ("The word 猫 means cat in Japanese, and it is one of the first words that a learner meets.", "en"),
         ("한국어 문장에 漢字 가 조금 있습니다", "ko"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kiban.errors import ConfigError, FormatError
+from kiban.inputs.backends import JapaneseBert
 from kiban.inputs.japanese import normalise
+from kiban.inputs.mecab import BLOCK, Mecab
 from kiban.inputs.tokenizer import Tokenizer
 
 KINDS = ("wordpiece", "character")
+# MeCab takes some of these for words; WordPiece drops them, a carriage return between characters is unknown.
+SPACES = [
+    "あ\r\nい\tう",
+    "\u200b\u2028\ufeff",
+    "x\x0cy\x85z",
+    "\x1c\x1d ア\r",
+    "a b\n\nc \n",
+    "\u3000全角\u00a0空白\u2003",
+]
 
 
 def folder_of(path: Path, vocabulary: list[str], kind: str, *, lower: bool = False) -> Path:
@@ -55,8 +67,7 @@ def test_ids_are_those_of_transformers(
     assert (ours.pad_id, ours.unk_id, ours.cls_id, ours.sep_id, ours.mask_id) == (0, 1, 2, 3, 4)
     assert ours.max_len == 512 and ours.vocab_size == len(japanese_bert_vocabulary)
     unknown = 0
-    # transformers makes unknown tokens of line ends where it takes characters; here spaces are never tokens.
-    texts = [*japanese[:400], *(" ".join(text.split()) for text in hard if "[" not in text)]
+    texts = [*japanese[:400], *(text for text in hard if "[" not in text), *SPACES]
     for text in texts:
         expected = reference(text)["input_ids"]
         assert ours.encode(text) == expected, text
@@ -155,6 +166,67 @@ def test_pairs_are_cut_from_the_second(
         assert len(found.offsets) == len(found.ids)
     with pytest.raises(ConfigError, match="special"):
         tokenizer.encode_pair(first, second, max_len=2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_gives_what_its_texts_give(
+    kind: str, japanese_bert_vocabulary: list[str], japanese: list[str], hard: list[str], tmp_path: Path
+) -> None:
+    """Over several threads, with texts of very different lengths, empty ones among them."""
+    folder = folder_of(tmp_path / "t", japanese_bert_vocabulary, kind)
+    tokenizer, reference = Tokenizer.from_folder(folder), theirs(folder)
+    texts = [*japanese, "", *hard, *SPACES, "\n".join(japanese[:200]), ""]
+    assert sum(map(len, texts)) > 10 * BLOCK
+    rows = tokenizer.encode_batch(texts)
+    assert rows == [tokenizer.encode(text) for text in texts]
+    assert rows == [tokenizer.encode_with_offsets(text).ids for text in texts]
+    plain = [i for i, text in enumerate(texts) if "[" not in text]
+    assert [rows[i] for i in plain] == [reference(texts[i])["input_ids"] for i in plain]
+
+
+def test_threads_may_share_a_tokenizer(
+    japanese_bert_vocabulary: list[str], japanese: list[str], tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer.from_folder(folder_of(tmp_path / "t", japanese_bert_vocabulary, "wordpiece"))
+    texts = japanese[:500]
+    expected = tokenizer.encode_batch(texts)
+    with ThreadPoolExecutor(8) as pool:
+        for rows in pool.map(lambda _: tokenizer.encode_batch(texts), range(8)):
+            assert rows == expected
+
+
+def test_without_the_c_interface_the_ids_are_the_same(
+    japanese_bert_vocabulary: list[str],
+    japanese: list[str],
+    hard: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for kind in KINDS:
+        tokenizer = Tokenizer.from_folder(folder_of(tmp_path / kind, japanese_bert_vocabulary, kind))
+        texts = [*japanese[:300], *hard, *SPACES]
+        expected = tokenizer.encode_batch(texts)
+        with monkeypatch.context() as patch:
+            patch.setattr("kiban.inputs.mecab._Model.find", lambda: None)
+            alone = Mecab()
+            assert alone.num_threads == 1
+            patch.setattr("kiban.inputs.japanese_bert.mecab", lambda found=alone: found)
+            assert tokenizer.encode_batch(texts) == expected
+
+
+def test_what_is_remembered_is_bounded(
+    japanese_bert_vocabulary: list[str], japanese: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(tmp_path / "t", japanese_bert_vocabulary, "wordpiece")
+    tokenizer, other = Tokenizer.from_folder(folder), Tokenizer.from_folder(folder)
+    texts = [*japanese[:200], "ア" * 300, "a" * 101]
+    expected = other.encode_batch(texts)
+    monkeypatch.setattr("kiban.inputs.japanese_bert.REMEMBERED", 20)
+    for text, row in zip(texts, expected, strict=True):
+        assert tokenizer.encode(text) == row
+    assert isinstance(tokenizer.backend, JapaneseBert) and isinstance(other.backend, JapaneseBert)
+    assert len(tokenizer.backend.subwords) <= 20 < len(other.backend.subwords)
+    assert max(map(len, other.backend.subwords)) <= 64
 
 
 def test_a_vocabulary_without_its_special_tokens_is_refused(tmp_path: Path) -> None:

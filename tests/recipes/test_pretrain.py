@@ -146,7 +146,7 @@ def test_an_encoder_learns_hidden_words_and_opens_elsewhere(corpus_file: Path, t
     corpus = prepare(corpus_file, tmp_path / "data", recipe, vocab_size=800)
     plan = plan_of(corpus, recipe)
     before = Judge(plan, plan.model())(10_000)
-    loaded, result = pretrain(plan, Length(steps=25), tmp_path / "run")
+    loaded, result = pretrain(plan, Length(steps=50), tmp_path / "run")
     assert result.metrics["masked_loss"] < before["masked_loss"] - 0.5
     assert 0 <= result.metrics["next_sentence_accuracy"] <= 1 and result.ngram_bits_per_character is None
     final = leave(plan, loaded, result, tmp_path / "run", data="説明.jsonl", version="test")

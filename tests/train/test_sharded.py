@@ -144,8 +144,14 @@ def killed_saves(folder: Path, kind: str, rounds: int) -> None:
             victim = chance.randrange(2)
             deadline = time.monotonic() + 120
             while True:  # until the processes of this round have saved at least one step more
-                assert time.monotonic() < deadline and process.poll() is None, output.read_text("utf-8", errors="replace")[-9000:]
-                pids = [int((folder / f"pid-{rank}").read_text() or 0) for rank in (0, 1) if (folder / f"pid-{rank}").exists()]
+                assert time.monotonic() < deadline and process.poll() is None, output.read_text(
+                    "utf-8", errors="replace"
+                )[-9000:]
+                pids = [
+                    int((folder / f"pid-{rank}").read_text() or 0)
+                    for rank in (0, 1)
+                    if (folder / f"pid-{rank}").exists()
+                ]
                 if len(pids) == 2 and not killed & set(pids) and max(checkpoint.steps(folder), default=0) > reached:
                     break
                 time.sleep(0.01)

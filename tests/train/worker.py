@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-sys.path.insert(0, str(Path(__file__).parent))  # tests import this file by its path
-
 from conftest import make
-
 from kiban import zoo
 from kiban.data.loader import Loader
+from kiban.errors import KibanError
 from kiban.inputs.batch import pad_batch
+from kiban.objectives.base import Loss
 from kiban.objectives.causal_lm import CausalLM
+from kiban.train import checkpoint
 from kiban.train.parallel import Parallel, parallel_of
 from kiban.train.settings import Hooks, TrainConfig
 from kiban.train.trainer import Trainer
@@ -77,7 +79,7 @@ def language_model(family: str, parallel: Parallel, folder: Path | None = None, 
     return trainer
 
 
-def full(tensor: Tensor) -> Tensor:
+def complete(tensor: Tensor) -> Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
 
 
@@ -85,7 +87,7 @@ def digest(trainer: Trainer) -> str:
     """A hash of the parameters."""
     total = hashlib.sha256()
     for _, p in sorted(trainer.parameters.items()):
-        total.update(full(p).contiguous().numpy().tobytes())
+        total.update(complete(p).contiguous().numpy().tobytes())
     return total.hexdigest()
 
 
@@ -93,7 +95,7 @@ def gradients(trainer: Trainer, ids: list[int]) -> dict[str, Tensor]:
     """Gradients of a batch, their "norm", and the "loss"."""
     trainer.module.train()
     loss = trainer._gradients(ids)[0]
-    found = {name: full(p.grad).clone() for name, p in trainer.parameters.items() if p.grad is not None}
+    found = {name: complete(p.grad).clone() for name, p in trainer.parameters.items() if p.grad is not None}
     found["norm"] = torch.tensor(trainer.parallel.clip(list(trainer.parameters.values()), 1e9))
     return {**found, "loss": torch.tensor(loss)}
 
@@ -137,11 +139,80 @@ def classifier_run(folder: Path, settings: dict[str, Any]) -> None:
 
     trainer = make(folder, parallel=parallel, progress=progress, **settings)
     result = trainer.run()
-    end = [result.steps, result.stopped_by, digest(trainer)]
+    leave(folder, parallel, [result.steps, result.stopped_by, digest(trainer)])
+
+
+def poisoned(folder: Path, settings: dict[str, Any]) -> None:
+    """In the second process the loss is NaN in steps 2, 4, 5 and 6. Leaves hashes after each step, and the error."""
+    parallel = parallel_of(settings["kind"])
+    trainer = make(folder, parallel=parallel, micro_batch_size=8, schedule="constant", warmup=0.0)
+    compute, hashes = trainer.parallel.loss, [digest(trainer)]
+
+    def loss(*args: Any, **names: Any) -> Loss:
+        found = compute(*args, **names)
+        bad = parallel.rank == 1 and trainer.state.step + 1 in (2, 4, 5, 6)
+        return Loss(found.total * float("nan")) if bad else found
+
+    parallel.loss = loss  # type: ignore[method-assign]
+    step = trainer._step
+
+    def watched() -> None:
+        try:
+            step()
+        finally:
+            hashes.append(digest(trainer))
+
+    trainer._step = watched  # type: ignore[method-assign]
+    leave(folder, parallel, [hashes, error_of(trainer)])
+
+
+def held(folder: Path, settings: dict[str, Any]) -> None:
+    """A run where another trainer works."""
+    parallel = parallel_of(settings["kind"])
+    with checkpoint.alone(folder) if parallel.rank == 0 else nullcontext():
+        leave(folder, parallel, error_of(make(folder, parallel=parallel)))
+
+
+def full(folder: Path, settings: dict[str, Any]) -> None:
+    """The disk is full after the first checkpoint, for the second process or, where that does not write, the first."""
+    parallel = parallel_of(settings["kind"])
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        if trainer.state.step > 4 and parallel.rank == int(parallel.sharded):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    trainer = make(folder, parallel=parallel)
+    os.fsync = fsync  # of a process that ends soon
+    try:
+        leave(folder, parallel, error_of(trainer))
+    finally:
+        os.fsync = real
+
+
+def error_of(trainer: Trainer) -> str:
+    """How a run fails."""
+    try:
+        trainer.run()
+    except KibanError as error:
+        return f"{type(error).__name__}: {error}"
+    return "none"
+
+
+def leave(folder: Path, parallel: Parallel, end: Any) -> None:
     (folder / f"end-{parallel.rank}.json").write_text(json.dumps(end))
+    parallel.first(0)  # the next job may change the process
 
 
-TASKS = {"gradients": all_gradients, "language": language_run, "classifier": classifier_run}
+TASKS = {
+    "poisoned": poisoned,
+    "held": held,
+    "full": full,
+    "gradients": all_gradients,
+    "language": language_run,
+    "classifier": classifier_run,
+}
 
 
 def torchrun(jobs: list[Job], *options: str, output: Path) -> subprocess.Popen[bytes]:

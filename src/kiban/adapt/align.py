@@ -20,15 +20,11 @@ Ids = Sequence[int]
 
 @dataclass(frozen=True)
 class Translations:
-    """t(target | source) for the pairs of tokens that were seen together, sorted by source.
-
-    counts: how often a source token was aligned to the target one, as expected by the model.
-    """
+    """t(target | source) for the pairs of tokens that were seen together, sorted by source."""
 
     source: NDArray[np.int64]
     target: NDArray[np.int64]
     probability: NDArray[np.float64]
-    counts: NDArray[np.float64]
 
 
 def translations(
@@ -39,8 +35,7 @@ def translations(
     places, keys = _links(pairs, ignored)
     cells, link = np.unique(keys, return_inverse=True)
     source, target = cells >> 32, cells & 0xFFFFFFFF
-    probability = np.ones(len(cells))
-    counts = probability
+    probability: NDArray[np.float64] = np.ones(len(cells))
     for number in range(rounds):
         # A target token of a text is shared out among the source tokens of the text.
         weight = probability[link]
@@ -49,7 +44,7 @@ def translations(
         totals = np.bincount(source, weights=counts)
         probability = counts / totals[source]
         progress("align", number + 1, rounds)
-    return Translations(source, target, probability, counts)
+    return Translations(source, target, probability)
 
 
 def _links(pairs: Sequence[tuple[Ids, Ids]], ignored: frozenset[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

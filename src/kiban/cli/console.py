@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from kiban.config import Progress
+from kiban.config import Progress, silent
 from kiban.errors import ConfigError
 
 Lang = Literal["ja", "en"]
@@ -27,8 +27,10 @@ def current(lang: str | None = None) -> Console:
 class Console:
     """Results go to stdout, everything else to stderr, so that results can be piped."""
 
-    def __init__(self, lang: Lang) -> None:
+    def __init__(self, lang: Lang, *, silent: bool = False) -> None:
+        """silent: of a process that leaves speaking to another."""
         self.lang: Lang = lang
+        self.silent = silent
         self._live: Any = None
 
     def print(self, text: str) -> None:
@@ -38,6 +40,8 @@ class Console:
 
     def note(self, text: str) -> None:
         """A line about what happens, above the progress bar if there is one."""
+        if self.silent:
+            return
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False)
         else:
@@ -60,6 +64,9 @@ class Console:
     @contextlib.contextmanager
     def progress(self) -> Iterator[Progress]:
         """A Progress that draws a bar on a terminal, and plain lines every ten seconds elsewhere."""
+        if self.silent:
+            yield silent
+            return
         if not sys.stderr.isatty():
             yield _PlainProgress()
             return

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import time as clock
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,39 +15,18 @@ import typer
 from kiban.cli.console import Console, current
 from kiban.cli.pretrain_words import WORDS
 from kiban.cli.sizes import as_count, as_seconds
-from kiban.config import did_you_mean, from_dict, override, read_yaml, to_dict, write_yaml
+from kiban.config import to_dict, write_yaml
 from kiban.errors import ConfigError
 
 if TYPE_CHECKING:
+    from kiban.config import Progress
     from kiban.recipes.base import Recipe
     from kiban.recipes.corpus import Corpus
     from kiban.recipes.pretrain import Plan, Pretrained
+    from kiban.recipes.settings import Settings
+    from kiban.train.parallel import Parallel
 
-FAMILIES = ("gpt", "llama", "bert")
 TRAINING_SHARE = 0.93  # of the time that is left after preparation; the rest is for the last measurement and for saving
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """config.yaml of a run: all that repeats it. seconds are of the whole run; of steps, tokens and seconds one is given."""
-
-    family: str
-    data: str
-    size: str = "auto"
-    seconds: float | None = None
-    tokens: int | None = None
-    steps: int | None = None
-    tokenizer: str | None = None
-    vocab_size: int = 0
-    field: str = "text"
-    precision: str = "auto"
-    compile: bool = False
-    recompute: bool = False
-    ema: float = 0.0
-    processes: int = 0
-    seed: int = 0
-    lang: str = "en"
-    recipe: dict[str, Any] | None = None  # settings of the recipe that differ from its own: lr, batch_tokens ...
 
 
 def pretrain_command(
@@ -93,11 +73,14 @@ def pretrain_command(
 
       torchrun --nproc_per_node 2 -m kiban pretrain gpt --data manuals/ --tokens 50M --size 3m
     """
+    from kiban.recipes.settings import read, resolve
+
     console = current(lang)
     if sizes:
         return _list_sizes(console, family)
+    folder = resume or out
     if resume is not None:
-        settings, folder = _read(resume), resume
+        settings = read(resume)
     else:
         given = {
             "family": family,
@@ -113,131 +96,110 @@ def pretrain_command(
             "seed": seed,
             "lang": console.lang,
         }
-        settings = _settings(given, config, changes or ())
-        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        folder = out or Path("runs") / f"pretrain-{settings.family}-{stamp}"
-        if folder.exists() and any(folder.iterdir()):
-            raise ConfigError(folder, why="exists already", hint=f"--resume {folder} goes on with it")
-    with console.progress() as progress:
-        _run(settings, folder, console, progress, dry_run=dry_run, as_json=as_json)
+        settings = resolve(given, config, changes or ())
+    from kiban.train.parallel import parallel_of
+
+    parallel = parallel_of("auto", device=_device())
+    if folder is None:
+        # Processes do not look at their clocks in the same second.
+        begun = datetime.datetime.fromtimestamp(parallel.first(int(clock.time())))
+        folder = Path("runs") / f"pretrain-{settings.family}-{begun:%Y%m%d-%H%M%S}"
+    if parallel.rank:
+        console = Console(console.lang, silent=True)
+    elif resume is None and folder.exists() and any(folder.iterdir()):
+        raise ConfigError(folder, why="exists already", hint=f"--resume {folder} goes on with it")
+    with parallel.together(), console.progress() as progress:
+        run = _Run(settings, folder, console, parallel, progress)
+        run.prepare()
+        if not dry_run:
+            run.train(as_json)
+    parallel.close()
 
 
-def _settings(given: dict[str, Any], config: Path | None, changes: Any) -> Settings:
-    values = to_dict(Settings(family="", data=""))
-    if config is not None:
-        values |= read_yaml(config)
-    usual = to_dict(Settings(family="", data=""))
-    values |= {key: value for key, value in given.items() if value is not None and (value != usual[key] or not config)}
-    if values["recipe"] is None:
-        values["recipe"] = {}
-    names = {change.partition("=")[0].removeprefix("recipe.") for change in changes if change.startswith("recipe.")}
-    settings = from_dict(Settings, override({**values, "recipe": dict.fromkeys(names) | values["recipe"]}, changes))
-    if settings.family not in FAMILIES:
-        hint = did_you_mean(settings.family or "", FAMILIES)
-        raise ConfigError("pretrain", field=settings.family or "family", why="there is no recipe for it", hint=hint)
-    if not settings.data:
-        raise ConfigError("pretrain", field="--data", why="is missing", hint="give a file or folder of text")
-    if sum(bool(value) for value in (settings.seconds, settings.tokens, settings.steps)) != 1:
-        raise ConfigError("pretrain", why="needs one of --time, --tokens and --steps", hint="for example --time 20m")
-    return settings
+class _Run:
+    """One run, in one process or in several; the first of several prepares, speaks and writes."""
+
+    def __init__(
+        self, settings: Settings, folder: Path, console: Console, parallel: Parallel, progress: Progress
+    ) -> None:
+        self.settings, self.folder, self.console = settings, folder, console
+        self.parallel, self.progress, self.started = parallel, progress, clock.monotonic()
+
+    def prepare(self) -> None:
+        """Make the corpus and choose a size; a resumed run has both already."""
+        from kiban.recipes import settings as recipe_settings
+
+        if self.parallel.rank == 0:
+            self._begin()
+        self.parallel.first(0)  # all that the first process has written is there now
+        self.settings = recipe_settings.read(self.folder)
+        (recipe,) = recipe_settings.recipes(self.settings).values()
+        self.plan = recipe_settings.plan(self.settings, recipe, self._corpus(recipe))
+
+    def _begin(self) -> None:
+        from kiban.adopt.folder import environment
+        from kiban.recipes import settings as recipe_settings
+
+        found = recipe_settings.recipes(self.settings)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_yaml(self.folder / "config.yaml", to_dict(self.settings))
+        facts = json.dumps(environment(), ensure_ascii=False, indent=1)
+        (self.folder / "environment.json").write_text(facts, encoding="utf-8")
+        corpus = self._corpus(next(iter(found.values())))
+        _tell_corpus(self.console, corpus)
+        plans = {name: recipe_settings.plan(self.settings, recipe, corpus) for name, recipe in found.items()}
+        chosen = _choose(plans, self._left(), corpus, self.console)
+        write_yaml(self.folder / "config.yaml", to_dict(replace(self.settings, size=chosen.recipe.size)))
+        self.console.note(_say("run", self.console, folder=self.folder))
+
+    def _corpus(self, recipe: Recipe) -> Corpus:
+        from kiban.recipes.corpus import prepare
+
+        return prepare(
+            Path(self.settings.data),
+            self.folder / "data",
+            recipe,
+            vocab_size=self.settings.vocab_size,
+            tokenizer=_tokenizer(self.settings.tokenizer) if self.settings.tokenizer else None,
+            field=self.settings.field,
+            processes=self.settings.processes or os.cpu_count() or 1,
+            progress=self.progress,
+        )
+
+    def _left(self) -> float:
+        """Seconds of the time budget that are left for training; 0 where none was given."""
+        if not self.settings.seconds:
+            return 0.0
+        left = TRAINING_SHARE * (self.settings.seconds - (clock.monotonic() - self.started))
+        if left < 5:
+            why = f"{self.settings.seconds:g} s are too few for this text"
+            raise ConfigError("--time", why=why, hint="give more time")
+        return left
+
+    def train(self, as_json: bool) -> None:
+        """Train, measure, and leave the model."""
+        from kiban import __version__
+        from kiban.recipes.leave import leave, plot
+        from kiban.recipes.pretrain import Length, pretrain
+
+        seconds = self.parallel.first(int(self._left()))
+        length = Length(steps=self.settings.steps or 0, tokens=self.settings.tokens or 0, seconds=seconds)
+        note, progress = self.console.note, self.progress
+        loaded, result = pretrain(self.plan, length, self.folder, parallel=self.parallel, note=note, progress=progress)
+        if result.stopped_by == "sigterm":
+            note(_say("stopped", self.console, folder=self.folder))
+            raise typer.Exit(143)
+        if self.parallel.rank == 0:
+            plot(self.folder, result, lang=self.console.lang)
+            data = Path(self.settings.data).name
+            final = leave(self.plan, loaded, result, self.folder, data=data, version=__version__)
+            _tell_result(self.console, result, final, as_json)
 
 
-def _read(folder: Path) -> Settings:
-    path = folder / "config.yaml"
-    if not path.exists():
-        raise ConfigError(folder, why="is not a run folder", hint="give the folder that `kiban pretrain` printed")
-    return from_dict(Settings, read_yaml(path))
+def _device() -> str:
+    import torch
 
-
-def _run(settings: Settings, folder: Path, console: Console, progress: Any, *, dry_run: bool, as_json: bool) -> None:
-    from kiban import __version__
-    from kiban.adopt.folder import environment
-    from kiban.inputs.tokenizer import Tokenizer
-    from kiban.recipes.corpus import prepare
-    from kiban.recipes.leave import leave, plot
-    from kiban.recipes.pretrain import Length, pretrain
-
-    started = clock.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_yaml(folder / "config.yaml", to_dict(settings))
-    facts = json.dumps(environment(), ensure_ascii=False, indent=1)
-    (folder / "environment.json").write_text(facts, encoding="utf-8")
-    recipes = _recipes(settings)
-    own = _tokenizer(settings.tokenizer) if settings.tokenizer else None
-    assert own is None or isinstance(own, Tokenizer)
-    corpus = prepare(
-        Path(settings.data),
-        folder / "data",
-        next(iter(recipes.values())),
-        vocab_size=settings.vocab_size,
-        tokenizer=own,
-        field=settings.field,
-        processes=settings.processes or _cores(),
-        progress=progress,
-    )
-    _tell_corpus(console, corpus)
-    seconds = settings.seconds or 0.0
-    plans = {name: _plan(settings, recipe, corpus) for name, recipe in recipes.items()}
-    plan = _choose(plans, seconds - (clock.monotonic() - started), corpus, console)
-    settings = replace(settings, size=plan.recipe.size)  # a resumed run does not choose again
-    write_yaml(folder / "config.yaml", to_dict(settings))
-    console.note(_say("run", console, folder=folder))
-    if dry_run:
-        return
-    if seconds:
-        plan_seconds = TRAINING_SHARE * (seconds - (clock.monotonic() - started))
-        if plan_seconds < 5:
-            raise ConfigError("--time", why=f"{seconds:g} s are too few for this text", hint="give more time")
-        length = Length(seconds=plan_seconds)
-    else:
-        length = Length(steps=settings.steps or 0, tokens=settings.tokens or 0)
-    loaded, result = pretrain(plan, length, folder, note=console.note, progress=progress)
-    if result.stopped_by == "sigterm":
-        console.note(_say("stopped", console, folder=folder))
-        raise typer.Exit(143)
-    plot(folder, result, lang=console.lang)
-    final = leave(plan, loaded, result, folder, data=Path(settings.data).name, version=__version__)
-    _tell_result(console, result, final, as_json)
-
-
-def _recipes(settings: Settings) -> dict[str, Recipe]:
-    """The recipe that was asked for, or those that a time budget chooses from."""
-    import importlib
-
-    from kiban.recipes.base import find
-
-    module = importlib.import_module(f"kiban.recipes.{settings.family}")
-    if settings.size == "auto" and not settings.seconds:
-        raise ConfigError("--size", why="is needed with --tokens and --steps", hint="one of --sizes, or give --time")
-    names = module.LADDER if settings.size == "auto" else (settings.size,)
-    changes = settings.recipe or {}
-    for key in changes:
-        if key not in (
-            "lr",
-            "batch_tokens",
-            "micro_tokens",
-            "optimizer",
-            "weight_decay",
-            "schedule",
-            "warmup",
-            "z_loss",
-        ):
-            raise ConfigError("recipe", field=key, why="cannot be set")
-    return {name: replace(find(module.SIZES, name), **changes) for name in names}
-
-
-def _plan(settings: Settings, recipe: Recipe, corpus: Corpus) -> Plan:
-    from kiban.recipes.pretrain import Plan
-
-    return Plan(
-        recipe=recipe,
-        corpus=corpus,
-        seed=settings.seed,
-        precision=settings.precision,  # type: ignore[arg-type]
-        compile=settings.compile,
-        recompute=settings.recompute,
-        ema=settings.ema,
-    )
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _choose(plans: dict[str, Plan], seconds: float, corpus: Corpus, console: Console) -> Plan:
@@ -250,7 +212,7 @@ def _choose(plans: dict[str, Plan], seconds: float, corpus: Corpus, console: Con
     rungs: dict[str, Rung] = {}
     for name, plan in plans.items():
         parameters, rate = measure(plan)
-        rungs[name] = Rung(parameters, TRAINING_SHARE * seconds * rate)
+        rungs[name] = Rung(parameters, seconds * rate)
         best, losses = best_size(rungs, corpus.train.facts.tokens)
         facts = {"size": name, "parameters": parameters, "rate": rate, "loss": losses[name]}
         console.note(_say("rung", console, **facts))
@@ -268,12 +230,6 @@ def _tokenizer(name: str) -> Any:
     from kiban import zoo
 
     return zoo.load(name).tokenizer
-
-
-def _cores() -> int:
-    import os
-
-    return os.cpu_count() or 1
 
 
 def _say(key: str, console: Console, **values: Any) -> str:
@@ -305,6 +261,7 @@ def _list_sizes(console: Console, family: str | None) -> None:
     import importlib
 
     from kiban import zoo
+    from kiban.recipes.settings import FAMILIES
 
     if family not in FAMILIES:
         raise ConfigError("--sizes", field=family or "family", why="there is no recipe for it", hint=str(FAMILIES))

@@ -74,7 +74,7 @@ def _list(console: Console, as_json: bool) -> None:
 
     found = exhibits().values()
     if as_json:
-        facts = [{"name": e.name, "title": {**e.title}, "shows": {**e.shows}} for e in found]
+        facts = [{"name": e.name, "title": e.title[console.lang], "shows": e.shows[console.lang]} for e in found]
         console.print(json.dumps(facts, ensure_ascii=False, indent=1))
         return
     console.table(HEADERS[console.lang], [(e.name, e.title[console.lang]) for e in found])

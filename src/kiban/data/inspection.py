@@ -64,26 +64,26 @@ class Repeats:
     """
 
     def __init__(self) -> None:
-        self.seen: set[int] = set()
-        self.mask = self.total = self.repeated = 0
+        self.first: dict[int, int] = {}  # weights by hash
+        self.later: dict[int, int] = {}  # sums of the weights of those that came again
+        self.mask = 0
 
     def add(self, hashes: NDArray[np.uint64], weights: NDArray[np.int64]) -> None:
         chosen = (hashes & np.uint64(self.mask)) == 0
         for value, weight in zip(hashes[chosen].tolist(), weights[chosen].tolist(), strict=True):
-            if value & self.mask:
-                continue
-            self.total += weight
-            if value in self.seen:
-                self.repeated += weight
-            else:
-                self.seen.add(value)
-                while len(self.seen) > SAMPLED:
+            if value in self.first:
+                self.later[value] = self.later.get(value, 0) + weight
+            elif not value & self.mask:
+                self.first[value] = weight
+                while len(self.first) > SAMPLED:
                     self.mask = 2 * self.mask + 1
-                    self.seen = {kept for kept in self.seen if not kept & self.mask}
+                    self.first = {kept: w for kept, w in self.first.items() if not kept & self.mask}
+                    self.later = {kept: w for kept, w in self.later.items() if not kept & self.mask}
 
     @property
     def share(self) -> float:
-        return self.repeated / max(1, self.total)
+        again = sum(self.later.values())
+        return again / max(1, again + sum(self.first.values()))
 
 
 def look(block: Block) -> Seen:

@@ -11,6 +11,7 @@ from kiban.data.characters import Counts, count
 UNKNOWN = "und"  # undetermined, as ISO 639-2 has it
 SAMPLE = 1000  # characters that the classifier is shown, from the front and from the middle
 MIN_LETTERS = 20  # of a text without kana or hangul; fewer tell nothing
+KANJI_RUN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]+")
 WORDS = re.compile(r"[a-z']+")
 # Words that no other large language has; "of", "in", "is", "an", "was", "for" and "to" are Dutch, German or Danish too.
 ENGLISH = frozenset("the and that with which this from are been would their you your it not by they has what".split())
@@ -43,14 +44,19 @@ def identify(text: str, counts: Counts | None = None) -> str:
 
 
 def _kanji_only(text: str, counts: Counts) -> str:
-    """Chinese, unless a short text holds only kanji that Japan uses: titles and headings."""
-    if counts.cjk >= MIN_LETTERS:
+    """Chinese, unless all kanji are in Japanese use and the text is short, or fits neither kind of Chinese."""
+    kanji = "".join(KANJI_RUN.findall(text))
+    if not _fits(kanji, "cp932"):
         return "zh"
+    return "zh" if counts.cjk >= MIN_LETTERS and (_fits(kanji, "gb2312") or _fits(kanji, "big5")) else "ja"
+
+
+def _fits(text: str, encoding: str) -> bool:
     try:
-        text.encode("cp932")
+        text.encode(encoding)
     except UnicodeEncodeError:
-        return "zh"
-    return "ja"
+        return False
+    return True
 
 
 def _sample(text: str) -> str:

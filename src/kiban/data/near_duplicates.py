@@ -1,7 +1,8 @@
 """Copies and near-copies among millions of documents: MinHash (Broder 1997) with banding, on disk where it is large.
 
-A document becomes a row of 288 bytes; the groups are found from those rows, one band at a time, in about 40 bytes of memory
-a document. Texts are never compared again: the agreement of 120 hashes estimates their Jaccard similarity to +-0.04.
+A document becomes a row of 288 bytes; the groups are found from those rows, one band at a time, in 20 bytes of memory a
+document, 100 where all are copies. Texts are never compared again: the agreement of 120 hashes estimates their Jaccard
+similarity to +-0.04.
 """
 
 from __future__ import annotations

@@ -10,20 +10,23 @@ from collections import Counter
 from collections.abc import Callable
 
 _DASH = r"[-‐‑–−ー－. ]"
-# Quantifiers are bounded, and nothing may begin within a run, so that no text takes long.
-EMAIL = re.compile(r"(?<![\w.%+-])[A-Za-z0-9._%+-]{1,64}[@＠][A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}")
+# Digits and letters before and behind would make it another thing; Japanese letters stand there without a space.
+# Quantifiers are bounded, and nothing begins within a run, so that no text takes long.
+_APART = r"(?<![0-9０-９A-Za-z.-])"
+_END = r"(?![0-9０-９A-Za-z]|-[0-9０-９])"
+EMAIL = re.compile(r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]{1,64}[@＠][A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}")
 PHONE = re.compile(
-    rf"""(?<![\w.-])(?:
+    rf"""{_APART}(?:
         (?:[+＋]81{_DASH}?(?:[(（][0０][)）])?|[0０])\d{{1,4}}{_DASH}\d{{1,4}}{_DASH}\d{{3,4}}  # 03-1234-5678, +81-90-...
       | [0０]\d{{1,4}}[(（]\d{{1,4}}[)）]{_DASH}?\d{{4}}                       # 03(1234)5678
       | [(（][0０]\d{{1,4}}[)）]{_DASH}?\d{{1,4}}{_DASH}\d{{4}}                # (03)1234-5678
       | [0０][5-9５-９][0０]\d{{8}}                                            # 09012345678
       | [+＋][1-9]\d{{0,2}}{_DASH}?[(（]?\d{{1,4}}[)）]?(?:{_DASH}\d{{2,4}}){{2,4}}  # +1 (555) 010-9999
       | [(（]?[2-9]\d\d[)）]?{_DASH}[2-9]\d\d{_DASH}\d{{4}}                     # (555) 210-9999
-    )(?![\w-])""",
+    ){_END}""",
     re.VERBOSE,
 )
-NUMBER = re.compile(rf"(?<![\w.,-])\d{{4}}(?:{_DASH}?\d{{4}}){{2,3}}(?![\w-])")
+NUMBER = re.compile(rf"(?<![0-9０-９A-Za-z.,-])\d{{4}}(?:{_DASH}?\d{{4}}){{2,3}}{_END}")
 ADULT = re.compile(
     r"無修正動画|無修正|アダルト(?:動画|サイト|ビデオ)|エロ(?:動画|画像|漫画|アニメ|サイト)|中出し|フェラチオ|オナニー|手コキ|"
     r"デリヘル|ソープランド|風俗嬢|援助交際|セフレ|AV女優|ＡＶ女優|素人娘|巨乳|爆乳|潮吹き|肉棒|クンニ|パイズリ|"

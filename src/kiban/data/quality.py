@@ -60,8 +60,8 @@ class Rules:
     min_words: float = 20
     min_letters: float = 0.6
     max_symbols: float = 0.12
-    max_digits: float = 0.2
-    max_mojibake: float = 0.01
+    max_digits: float = 0.3
+    max_mojibake: float = 0.015
     max_runs: float = 0.2
     max_repeated_lines: float = 0.3
     max_repeated_passages: float = 0.4
@@ -212,8 +212,8 @@ def _stop_words(d: Document, r: Rules) -> bool:
 # Each tells whether a document breaks it. The first that is broken gives a dropped document its reason, so the exact and
 # cheap ones come first.
 RULES: Mapping[str, Rule] = {
-    "too_short": lambda d, r: d.words < r.min_words,
     "mojibake": lambda d, r: d.garbled > r.max_mojibake * d.visible,
+    "too_short": lambda d, r: d.words < r.min_words,
     "language": lambda d, r: bool(r.languages) and d.language not in r.languages,
     "placeholder": lambda d, r: "orem ipsum" in d.text,
     "symbols": lambda d, r: d.counts.symbol > r.max_symbols * d.visible,

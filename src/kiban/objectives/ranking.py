@@ -14,9 +14,9 @@ from kiban.objectives.base import Batch, Loss
 class Ranking:
     """-log p(relevant candidate), p the softmax over the scores of a query's candidates.
 
-    module(tokens, segments=segments, mask=mask, prior=prior) gives scores (B * K,). A batch holds tokens, segments (B * K, T)
-    int64 and mask (B * K, T) bool, the K candidates of a query one after the other, prior (B * K,) float32, what is known
-    of them beforehand (a search engine's scores), and relevant (B,) int64, which of the K it is.
+    module(tokens, segments=segments, mask=mask, prior=prior) gives scores (B * K,). A batch holds the K candidates of a
+    query one after the other: tokens, segments (B * K, T) int64, mask (B * K, T) bool and prior (B * K,) float32, what is
+    known of them beforehand (a search engine's scores); and relevant (B,) int64, which of the K it is.
     """
 
     coupled = False

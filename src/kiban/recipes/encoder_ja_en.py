@@ -7,11 +7,13 @@ one (Reimers & Gurevych 2020). Some English texts among them keep the English si
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +32,8 @@ from kiban.objectives.distillation import EmbeddingDistillation
 from kiban.recipes.parallel_text import Pair, Selection
 from kiban.train.settings import Hooks, TrainConfig, TrainResult
 from kiban.train.trainer import Trainer
+from kiban.weights.folder import write_folder
+from kiban.weights.names import to_published
 
 Row = tuple[list[int], int]  # token ids, place of the pair
 
@@ -119,6 +123,40 @@ def train(
     return student, trainer.run()
 
 
+def publish(student: zoo.Loaded, folder: Path, *, card: str, facts: Mapping[str, Any], max_len: int = 256) -> None:
+    """Write a folder that `kiban.load` and `SentenceTransformer` open, in float16. It must not exist.
+
+    card: README.md. facts: for the manifest. max_len: tokens after which both cut a text.
+    """
+    family, config = student.family, student.config
+    parameters = {name: parameter.detach().half() for name, parameter in student.module.named_parameters()}
+    assert student.tokenizer is not None
+    modules = [
+        {"idx": i, "name": str(i), "path": f"{i}_{name}" if i else "", "type": f"sentence_transformers.models.{name}"}
+        for i, name in enumerate(("Transformer", "Pooling", "Normalize"))
+    ]
+    files = {
+        "README.md": card,
+        "modules.json": _json(modules),
+        "sentence_bert_config.json": _json({"max_seq_length": max_len, "do_lower_case": False}),
+        "1_Pooling/config.json": _json({"word_embedding_dimension": config.dim, "pooling_mode_mean_tokens": True}),
+    }
+    values = family.to_hf(config)
+    # Stored in float16, used in float32: half precision is slow on most processors.
+    values |= {"dtype": "float32", "pad_token_id": student.tokenizer.pad_id}
+    write_folder(
+        folder,
+        tensors=to_published(family.hf_names(config), parameters),
+        config=values,
+        files={**student.tokenizer.files(), **files},
+        manifest={"family": family.name, "head": None, **facts},
+    )
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2)
+
+
 def build_student(
     teacher: zoo.Loaded, pairs: Sequence[Pair], c: Settings, *, progress: Progress = silent
 ) -> zoo.Loaded:
@@ -135,9 +173,9 @@ def build_student(
     en = tokenizer.encode_batch([pair.en for pair in pairs], add_special=False, max_len=c.max_len)
     short = [(a, b) for a, b in zip(ja, en, strict=True) if len(a) * len(b) <= 24 * 24]
     found = translations(short, ignore=tokenizer.backend.control_tokens().values(), progress=progress)
-    embedding = grown.module.embed.token  # type: ignore[union-attr]
+    module: Any = grown.module
     new = range(num_old, tokenizer.vocab_size)
-    embedding.weight.data = place_by_translation(embedding.weight.data, found, new=new)  # type: ignore[union-attr]
+    module.embed.token.weight.data = place_by_translation(module.embed.token.weight.data, found, new=new)
     used_ja, used_en = (Counter(id for ids in side for id in ids) for side in (ja, en))
     japanese = [id for id, _ in used_ja.most_common() if id >= num_old][: c.num_japanese]
     frequent = [id for id, count in used_en.items() if count >= 20 and id < num_old]
@@ -151,10 +189,10 @@ def build_student(
     return prune(grown, keep, dropout=0.0)
 
 
-def _letters(id_of: object) -> set[int]:
+def _letters(id_of: Callable[[str], int | None]) -> set[int]:
     """Every letter, digit and sign of ASCII at the beginning of a word and inside, so that any word can be spelt."""
     characters = [chr(code) for code in range(33, 127)]
-    ids = [id_of(form) for c in characters for form in (c, f"##{c}")]  # type: ignore[operator]
+    ids = [id_of(form) for c in characters for form in (c, f"##{c}")]
     return {id for id in ids if id is not None}
 
 

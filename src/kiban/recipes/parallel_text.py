@@ -1,4 +1,4 @@
-"""Which pairs of a parallel corpus to learn from: licensed, unseen by the tests, once each, and no source drowns the rest."""
+"""Which pairs of a parallel corpus to learn from: licensed, unseen by the tests, once each, and no source drowns others."""
 
 from __future__ import annotations
 
@@ -36,22 +36,29 @@ class Selection:
 
 @dataclass(frozen=True)
 class Forbidden:
-    """Texts that a later test uses. whole: paragraphs; a pair is left out if a side is one of them or stands in one."""
+    """Texts that a later test uses: a pair is left out if a side is one of them or stands in one.
+
+    begins: every place in joined at which a text could stand, by its first MIN_JA characters.
+    """
 
     whole: frozenset[str]
     joined: str
+    begins: frozenset[str]
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> Forbidden:
         """texts in either language."""
         keys = [key for key in map(text_key, texts) if key]
-        return cls(frozenset(keys), "\0".join(keys))
+        begins = frozenset(key[i : i + MIN_JA] for key in keys for i in range(len(key) - MIN_JA + 1))
+        return cls(frozenset(keys), "\0".join(keys), begins)
 
     def holds(self, pair: Pair) -> bool:
         """Whether either side is, or is part of, a forbidden text."""
         ja, en = text_key(pair.ja), text_key(pair.en)
-        inside = (len(ja) >= MIN_JA and ja in self.joined) or (len(en) >= MIN_EN and en in self.joined)
-        return inside or ja in self.whole or en in self.whole
+        return any(
+            key in self.whole or (len(key) >= least and key[:MIN_JA] in self.begins and key in self.joined)
+            for key, least in ((ja, MIN_JA), (en, MIN_EN))
+        )
 
 
 def select(
@@ -77,7 +84,8 @@ def select(
         else:
             usable.append(pair)
     held = {
-        name: _questions([p for p in usable if p.source in names]) for name, names in (("dev", dev), ("test", test))
+        name: questions([p for p in usable if p.source in names], most=max_test, seed=seed)
+        for name, names in (("dev", dev), ("test", test))
     }
     tested = {text_key(side) for p in usable if p.source in {*dev, *test} for side in (p.ja, p.en)}
     seen, by_source = set[tuple[str, str]](), dict[str, list[Pair]]()
@@ -100,9 +108,20 @@ def select(
         removed["over the cap"] += len(found) - len(kept)
         train += kept
     rng.shuffle(train)
-    for name, questions in held.items():
-        held[name] = rng.sample(questions, min(max_test, len(questions)))
     return Selection(train, held["dev"], held["test"], dict(removed))
+
+
+def questions(pairs: Sequence[Pair], *, most: int, seed: int = 0) -> list[Pair]:
+    """Pairs to ask for each other's sides: long enough, both sides unique, at most so many in random order."""
+    ja, en = (Counter(text_key(side) for side in sides) for sides in ([p.ja for p in pairs], [p.en for p in pairs]))
+    found = [
+        p
+        for p in pairs
+        if ja[text_key(p.ja)] == 1 == en[text_key(p.en)]
+        and len(p.ja) >= MIN_TEST_JA
+        and len(p.en.split()) >= MIN_TEST_WORDS
+    ]
+    return random.Random(seed).sample(found, min(most, len(found)))
 
 
 def text_key(text: str) -> str:
@@ -116,14 +135,3 @@ def _unusable(pair: Pair) -> str:
     if pair.licence == "unknown" or "-NC" in pair.licence:
         return "licence"
     return "" if text_key(pair.ja) and text_key(pair.en) else "no words"
-
-
-def _questions(pairs: Sequence[Pair]) -> list[Pair]:
-    ja, en = (Counter(text_key(side) for side in sides) for sides in zip(*((p.ja, p.en) for p in pairs), strict=True))
-    return [
-        p
-        for p in pairs
-        if ja[text_key(p.ja)] == 1 == en[text_key(p.en)]
-        and len(p.ja) >= MIN_TEST_JA
-        and len(p.en.split()) >= MIN_TEST_WORDS
-    ]

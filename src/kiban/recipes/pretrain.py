@@ -196,9 +196,12 @@ def pretrain(
     """
     recipe, corpus = plan.recipe, plan.corpus
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    loaded = plan.model(device="cuda" if torch.cuda.is_available() else "cpu")
+    parallel = parallel or Parallel()
+    loaded = plan.model(
+        device=parallel.device if parallel.world > 1 else "cuda" if torch.cuda.is_available() else "cpu"
+    )
     judge = Judge(plan, loaded)
-    floor = judge.ngram(progress)
+    floor = parallel.inside(loaded.module, lambda: judge.ngram(progress))
 
     def evaluate() -> dict[str, float]:
         found = judge(WATCH_CHARACTERS)
@@ -212,7 +215,7 @@ def pretrain(
 
     hooks = Hooks(evaluate=evaluate, sample=sample if recipe.objective == "causal_lm" else None)
     material = rows_of(plan, corpus.train)
-    trainer = _trainer(plan, loaded, material, length, folder / "checkpoints", hooks, parallel or Parallel(), progress)
+    trainer = _trainer(plan, loaded, material, length, folder / "checkpoints", hooks, parallel, progress)
     done = trainer.run()
     result = Pretrained(
         family=recipe.family,
@@ -225,10 +228,10 @@ def pretrain(
         epochs=done.tokens / corpus.train.facts.tokens,
         seconds=round(done.seconds, 1),
         stopped_by=done.stopped_by,
-        metrics=judge(END_CHARACTERS),
+        metrics=parallel.inside(loaded.module, lambda: judge(END_CHARACTERS)),
         ngram_bits_per_character=floor,
     )
-    if done.stopped_by != "sigterm":
+    if done.stopped_by != "sigterm" and parallel.rank == 0:
         (folder / "result.json").write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
     return loaded, result
 

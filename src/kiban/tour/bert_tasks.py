@@ -30,6 +30,11 @@ COLUMNS = (("package", "text", "label"), ("パッケージ", "本文", "区分")
 IGNORE = -100
 TAGS = ("O", "B-NAME", "I-NAME")
 WORD = re.compile(r"[A-Za-z][\w.+-]*\w|[A-Za-z]")
+# They begin sentences, also where no full stop ends the one before: a summary stands in front of many descriptions.
+OPENERS = frozenset(
+    "I A An As At By For From If In It Its On Of To The This That These There They You Your With When While It's Unlike "
+    "Using Some Most Many All Also And But Or Not No It'll Features Currently However Note See".split()
+)
 NUM_LISTED = 4  # packages among which a question's answer stands
 QUESTION, LISTED = 30, 14  # tokens of a question, and of a listed package's sentence
 NUM_CANDIDATES = 20  # that BM25 hands to the re-ranker
@@ -115,14 +120,18 @@ class TagRow:
 def name_spans(text: str) -> list[tuple[int, int]]:
     """Places of names in an English text: words with a capital, neighbours together; not a sentence's first word.
 
-    A first word counts if a later letter is a capital (LaTeX, GNOME). "I" is no name.
+    A first word counts if a later letter is a capital (LaTeX, GNOME).
     """
     spans: list[tuple[int, int]] = []
-    firsts = {text.index(sentence) for sentence in sentences(text) if sentence in text}
+    firsts, at = set(), 0
+    for sentence in sentences(text):
+        at = text.index(sentence, at)
+        firsts.add(at)
     for match in WORD.finditer(text):
         word = match[0]
         inside = any(character.isupper() for character in word[1:])
-        if word == "I" or not (inside or (word[0].isupper() and match.start() not in firsts)):
+        first = match.start() in firsts or word in OPENERS
+        if not (inside or (word[0].isupper() and not first)):
             continue
         if spans and text[spans[-1][1] : match.start()] == " ":
             spans[-1] = (spans[-1][0], match.end())

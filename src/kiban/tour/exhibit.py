@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -52,14 +52,14 @@ class Estimate:
         return cls(tuple(seeds), mean, mean - half, mean + half)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Requirement:
     """A bar as it is set, for one of the measures: the whole interval must be at least, or at most, so much."""
 
     measure: str
     name: Words
-    at_least: float | None = None
-    at_most: float | None = None
+    at_least: float | None = field(default=None, kw_only=True)
+    at_most: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         assert (self.at_least is None) != (self.at_most is None), "a bar has one side"

@@ -146,8 +146,8 @@ EXHIBIT = Exhibit(
     name="gpt",
     title={"ja": "GPT: 例だけから課題を学ぶ", "en": "GPT: a task learned from its prompt alone"},
     shows={
-        "ja": "16 個の隠れた表のどれかに従う問答で GPT を学習する。答えの 4 分の 1 は誤り。例が増えるほど、例にない問いの正答率は、表を"
-        "すべて知る厳密なベイズ推論に近づく。例の答えを互いに入れ替えると、例がないとき以下に落ちる。",
+        "ja": "16 個の隠れた表のどれかに従う問答で GPT を学習する。答えの 4 分の 1 は誤り。"
+        "例が増えるほど、例にない問いの正答率は、表をすべて知る厳密なベイズ推論に近づく。例の答えを互いに入れ替えると、例がないとき以下に落ちる。",
         "en": "A GPT is trained on questions and answers that follow one of 16 hidden tables; a quarter of the answers is "
         "wrong. The more shots a prompt has, the nearer its answers to a question that is not among them come to exact "
         "Bayes, which knows all tables. With the answers of the shots dealt round, no more is left than without shots.",
@@ -156,35 +156,13 @@ EXHIBIT = Exhibit(
     quick=Setting(dim=64, steps=250, lr=1e-2, prompts=16 * 24),
     measure=measure,
     requirements=(
+        Requirement("gain", {"ja": "0 例から 16 例までの上昇", "en": "rise from 0 to 16 shots, points"}, at_least=45),
+        Requirement("least_step", {"ja": "各段の上昇の最小", "en": "smallest rise between neighbours"}, at_least=0),
+        Requirement("behind_bayes", {"ja": "厳密なベイズとの最大の差", "en": "most behind exact Bayes"}, at_most=10),
+        Requirement("parameters", {"ja": "埋め込み以外のパラメータ", "en": "parameters but embeddings"}, at_least=1e6),
         Requirement(
-            measure="gain",
-            name={"ja": "0 例から 16 例までの上昇 (ポイント)", "en": "rise from 0 to 16 shots (points)"},
-            at_least=45,
-        ),
-        Requirement(
-            measure="least_step",
-            name={
-                "ja": "0, 1, 2, 4, 8, 16 例の各段で最小の上昇",
-                "en": "smallest rise from one of 0, 1, 2, 4, 8, 16 to the next",
-            },
-            at_least=0,
-        ),
-        Requirement(
-            measure="behind_bayes",
-            name={"ja": "厳密なベイズとの差の最大 (ポイント)", "en": "largest distance to exact Bayes (points)"},
-            at_most=10,
-        ),
-        Requirement(
-            measure="parameters",
-            name={"ja": "埋め込み以外のパラメータ", "en": "parameters outside the embeddings"},
-            at_least=1e6,
-        ),
-        Requirement(
-            measure="dealt_over_none",
-            name={
-                "ja": "答えを入れ替えた 16 例と 0 例の差 (ポイント)",
-                "en": "16 shots with answers dealt round, above 0 shots (points)",
-            },
+            "dealt_over_none",
+            {"ja": "答えを入れ替えた 16 例 − 0 例", "en": "16 shots dealt round, above 0 shots"},
             at_most=0,
         ),
     ),
@@ -198,7 +176,8 @@ EXHIBIT = Exhibit(
     ),
     draw=draw,
     headline={
-        "ja": "0 → 16 例で正答率 {gpt_0:.1f} → {gpt_16:.1f} % (厳密なベイズ {bayes_16:.1f} %)、答えを入れ替えると {dealt_16:.1f} %",
+        "ja": "0 → 16 例で正答率 {gpt_0:.1f} → {gpt_16:.1f} % (厳密なベイズ {bayes_16:.1f} %)、"
+        "答えを入れ替えると {dealt_16:.1f} %",
         "en": "0 to 16 shots: {gpt_0:.1f} to {gpt_16:.1f}% right (exact Bayes {bayes_16:.1f}%), "
         "with answers dealt round {dealt_16:.1f}%",
     },

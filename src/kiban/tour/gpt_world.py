@@ -81,11 +81,15 @@ def answer_tokens(w: World, questions: Ints, answers: Ints) -> Ints:
 
 
 def exact_bayes(w: World, tables: Ints, prompts: Prompts) -> NDArray[np.float64]:
-    """P(answer is right | the shots before), (N, shots + 1, answers), for a reader who knows the tables and the noise."""
-    agrees = tables[:, prompts.questions] == prompts.given  # (tables, N, shots + 1)
-    evidence = np.where(agrees, np.log(1 - w.noise), np.log(w.noise / (w.num_answers - 1)))
-    before = np.cumsum(evidence, axis=2) - evidence
-    posterior = np.exp(before - before.max(axis=0))
+    """P(answer is right | the shots before), (N, shots + 1, answers), for a reader who knows the tables and the noise.
+
+    A table is as likely as its number of agreements with the shots says: each one more makes it `odds` times as likely.
+    """
+    says = tables[:, prompts.questions]  # (tables, N, shots + 1)
+    odds = (1 - w.noise) / (w.noise / (w.num_answers - 1))
+    agreements = np.zeros_like(says)
+    # Counted, not summed in floats: equally likely tables stay equal, whatever the answer that is asked for will be.
+    agreements[:, :, 1:] = np.cumsum(says == prompts.given, axis=2)[:, :, :-1]
+    posterior = odds ** (agreements - agreements.max(axis=0)).astype(np.float64)
     posterior /= posterior.sum(axis=0)
-    says = tables[:, prompts.questions]
     return np.stack([(posterior * (says == answer)).sum(axis=0) for answer in range(w.num_answers)], axis=-1)

@@ -50,6 +50,7 @@ def run(
     Raises ConfigError if it holds another run, NonFiniteError if a measure is no number.
     """
     settings = exhibit.quick if quick else exhibit.full
+    _refuse_strangers(folder)
     (folder / "seeds").mkdir(parents=True, exist_ok=True)
     busy = ConfigError(folder, why="another kiban process works on this run", hint="wait for it")
     with exclusive(folder / ".lock", error=busy):
@@ -73,13 +74,17 @@ def run(
     return outcome
 
 
-def _claim(folder: Path, wanted: dict[str, Any]) -> None:
-    """Make the folder that of a run with these settings. Raises ConfigError if it belongs to something else."""
-    path = folder / "config.yaml"
-    if not path.exists():
-        strangers = [p.name for p in folder.iterdir() if p.name not in ("seeds", ".lock")]
+def _refuse_strangers(folder: Path) -> None:
+    if folder.is_dir() and not (folder / "config.yaml").exists():
+        strangers = sorted(path.name for path in folder.iterdir() if path.name not in ("seeds", ".lock"))
         if strangers:
             raise ConfigError(folder, why=f"holds {strangers[0]}, and is no run of the tour", hint="give a new folder")
+
+
+def _claim(folder: Path, wanted: dict[str, Any]) -> None:
+    """Make the folder that of a run with these settings. Raises ConfigError if it is that of another."""
+    path = folder / "config.yaml"
+    if not path.exists():
         write_yaml(path, wanted)
     elif read_yaml(path) != json.loads(json.dumps(wanted)):
         raise ConfigError(folder, why="holds a run with other settings", hint="give a new folder")

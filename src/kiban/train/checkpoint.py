@@ -114,11 +114,28 @@ def load_newest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] |
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold a folder for one trainer. Raises CheckpointError if another trainer holds it."""
+def alone(folder: Path, parallel: Parallel | None = None) -> Iterator[None]:
+    """Hold a folder for one trainer. Raises CheckpointError, in all its processes, if another trainer holds it."""
+    parallel, error = parallel or Parallel(), None
+    with contextlib.ExitStack() as held:
+        try:
+            if parallel.rank == 0:
+                held.enter_context(_hold(folder))
+        except CheckpointError as found:
+            error = found
+        if parallel.first(error is not None):
+            raise error or _busy(folder)
+        yield
+
+
+@contextlib.contextmanager
+def _hold(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
-    busy = CheckpointError(folder, why="another trainer works here", hint="wait for it, or use a new folder")
-    with exclusive(folder / ".lock", error=busy):
+    with exclusive(folder / ".lock", error=_busy(folder)):
         for stale in folder.glob(".step-*.tmp"):  # of a trainer that was killed; the lock says nobody writes there
             shutil.rmtree(stale, ignore_errors=True)
         yield
+
+
+def _busy(folder: Path) -> CheckpointError:
+    return CheckpointError(folder, why="another trainer works here", hint="wait for it, or use a new folder")

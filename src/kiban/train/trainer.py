@@ -81,7 +81,7 @@ class Trainer:
         Raises NonFiniteError after three steps in a row without a finite gradient, CheckpointError on a full disk.
         """
         stopped: Literal["steps", "patience", "sigterm"] = "steps"
-        lock = checkpoint.alone(self.folder) if self.folder and self.parallel.rank == 0 else nullcontext()
+        lock = checkpoint.alone(self.folder, self.parallel) if self.folder else nullcontext()
         devices = [self.device] if self.device.type == "cuda" else []
         # The caller's random numbers are left as they were.
         with self.parallel.together(), lock, torch.random.fork_rng(devices), self._sigterm():

@@ -50,11 +50,18 @@ def parallel_of(
 def _join(kind: str, timeout: float) -> torch.device:
     """Meet the others, unless that is done already; returns this process's own device."""
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     place = torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
         torch.cuda.set_device(place)
     if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        backend, limit = ("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"), timedelta(seconds=timeout)
+        store, rank, world = next(rendezvous("env://", timeout=limit))
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":
+            # When torchrun restarts processes, its store still holds the addresses of those that were killed. Machines count
+            # restarts each for itself, so this is for one alone.
+            store = PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
     return place

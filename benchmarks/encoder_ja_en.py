@@ -1,0 +1,153 @@
+"""kiban-encoder-ja-en beside MiniLM, from which it was distilled, and TF-IDF: retrieval and classification.
+
+    pip install -e . && python examples/get_text.py parallel && python benchmarks/encoder_ja_en.py --save
+
+Retrieval: sentences of manuals and programs of which nothing was trained on, Japanese to English and back; and general
+sentences, whose Japanese side is machine translation. Classification: the labelled sets of examples/data, split as `kiban
+adopt` splits them, with its own strategies. A model that --models does not name keeps the numbers of the last record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common import RESULTS, finish
+from kiban import zoo
+from kiban.adopt.folder import Settings
+from kiban.adopt.job import Look, look
+from kiban.adopt.strategies import strategy
+from kiban.adopt.strategies.base import Candidate, Job
+from kiban.catalogue.pull import pull
+from kiban.data.tables import read_table
+from kiban.engine.encoder import EncoderPlan
+from kiban.evaluate.retrieval import found_at
+from kiban.evaluate.statistics import bootstrap_interval, mcnemar, paired_bootstrap
+from kiban.recipes.parallel_text import Pair, questions
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SETS = {"debian-ja": ("本文", "区分"), "debian-en": ("text", "label")}
+NUM_PAIRS = 2_000
+
+
+def main() -> None:
+    """Measure, print and, with --save, record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--retrieval-only", action="store_true")
+    parser.add_argument(
+        "--models",
+        nargs="*",
+        help="catalogue names, or folders, which count by their last name",
+        default=["baseline", "minilm-l6", "kiban-encoder-ja-en"],
+    )
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/encoder-ja-en.json")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    options.threads, options.repeats = 1, 1
+    path = RESULTS / "encoder-ja-en.json"
+    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    retrieval, classification = record.get("retrieval", {}), record.get("classification", {})
+    pairs, looks = test_pairs(), {name: look_at(name, columns) for name, columns in SETS.items()}
+    for model in options.models:
+        if model != "baseline":
+            loaded = zoo.load(model)
+            for name, chosen in pairs.items():
+                retrieval.setdefault(name, {})[Path(model).name] = retrieve(loaded, chosen)
+                print(name, model, retrieval[name][Path(model).name], flush=True)
+        for name, seen in looks.items() if not options.retrieval_only else ():
+            found = classify(model, seen)
+            classification.setdefault(name, {})[Path(model).name] = found
+            print(name, model, {key: value for key, value in found.items() if key != "answers"}, flush=True)
+    facts = {
+        "pairs": {name: len(chosen) for name, chosen in pairs.items()},
+        "test_rows": {name: len(seen.rows[2]) for name, seen in looks.items()},
+        "retrieval": retrieval,
+        "classification": classification,
+        "beside_baseline": {name: compare(looks[name], found) for name, found in classification.items()},
+    }
+    print(json.dumps(facts["beside_baseline"], indent=1))
+    finish("encoder-ja-en", facts, options, ("scikit-learn", "tokenizers"))
+
+
+def test_pairs() -> dict[str, list[Pair]]:
+    """Held-out sources, as the training script names them, and general sentences."""
+    sys.path.insert(0, str(EXAMPLES))
+    from train_encoder_ja_en import TEST, parallel
+
+    pairs = list(parallel())
+    held = [pair for pair in pairs if pair.source in TEST]
+    general = [pair for pair in pairs if pair.source == "ja-corpus"]
+    return {"held-out": questions(held, most=NUM_PAIRS), "general": questions(general, most=NUM_PAIRS)}
+
+
+def retrieve(loaded: zoo.Loaded, pairs: list[Pair]) -> dict[str, float]:
+    """Recall at 1 and 10 with 95% intervals, both ways, every text among all of the other language."""
+    plan = EncoderPlan(loaded, max_len=256)
+    ja, en = plan.embed([pair.ja for pair in pairs]), plan.embed([pair.en for pair in pairs])
+    found = {}
+    for way, ranks in (("ja-en", found_at(ja, en)), ("en-ja", found_at(en, ja))):
+        for k in (1, 10):
+            share = float((ranks <= k).double().mean())
+            found[f"{way} recall@{k}"] = round(share, 4)
+            # Half a normal interval; the shares are far enough from 0 and 1, the pairs many.
+            found[f"{way} recall@{k} ±"] = round(1.96 * (share * (1 - share) / len(pairs)) ** 0.5, 4)
+    return found
+
+
+def look_at(name: str, columns: tuple[str, str]) -> Look:
+    """What `kiban adopt` starts from, with its split of seed 0."""
+    path = EXAMPLES / "data" / f"{name}.csv"
+    settings = Settings(source=str(path), source_sha256="", text=columns[0], label=columns[1])
+    return look(settings, read_table(path))
+
+
+def classify(model: str, seen: Look) -> dict[str, Any]:
+    """Scores on the test rows of the baseline, or of a linear head on a frozen model."""
+    kind = "baseline" if model == "baseline" else "linear_head"
+    path = None if model == "baseline" else Path(model) if Path(model).exists() else pull(model)
+    train, validation, test = seen.rows
+    with tempfile.TemporaryDirectory() as work:
+        job = Job(
+            task=seen.task,
+            candidate=Candidate(strategy=kind, model=path and model, path=path),
+            train=train,
+            validation=validation,
+            max_steps=0,
+            seed=0,
+            work=Path(work),
+        )
+        start = time.perf_counter()
+        predictor = strategy(kind).fit(job).predictor
+        seconds = time.perf_counter() - start
+        answers = predictor.predict(test.inputs).argmax(-1)
+    scores: dict[str, Any] = {"strategy": kind, "fit_seconds": round(seconds, 1)}
+    for metric in ("macro_f1", "accuracy"):
+        found = bootstrap_interval(metric, np.asarray(test.targets), answers, num_labels=len(seen.task.labels))
+        scores[metric], scores[f"{metric}_95"] = round(found[0], 4), [round(x, 4) for x in found[1:]]
+    return {**scores, "answers": answers.tolist()}
+
+
+def compare(seen: Look, found: dict[str, Any]) -> dict[str, Any]:
+    """Each model less the baseline, on the same rows."""
+    truth, result = np.asarray(seen.rows[2].targets), {}
+    for model, scores in found.items():
+        if model != "baseline" and "baseline" in found:
+            a, b = (np.asarray(values["answers"]) for values in (scores, found["baseline"]))
+            gain = paired_bootstrap("macro_f1", truth, a, b, num_labels=len(seen.task.labels))
+            keys = ("macro_f1_gain", "low", "high")
+            result[model] = dict(zip(keys, (round(x, 4) for x in gain), strict=True)) | {
+                "mcnemar_p": mcnemar(truth, a, b)
+            }
+    return result
+
+
+if __name__ == "__main__":
+    main()
