@@ -297,6 +297,24 @@ def test_fewer_texts_give_fewer_tokens(english: list[str]) -> None:
     assert len(many) == len({*many}) < 400 and {"猫", "ぱ", "##ヴ"} <= {*many}, "where there is room, every kana"
 
 
+def test_what_strips_no_accents_keeps_every_spelling(japanese: list[str], english: list[str]) -> None:
+    from tokenizers import BertWordPieceTokenizer
+    from tokenizers import Tokenizer as Library
+
+    from kiban.inputs.backends import Fast
+
+    words = BertWordPieceTokenizer(lowercase=False, strip_accents=False)
+    texts = [*english[:200], "Café cafe\u0301 Ａ naïve"]
+    words.train_from_iterator(texts, vocab_size=800, min_frequency=1, show_progress=False)
+    old = Tokenizer(Fast(Library.from_str(words.to_str())), special={"unk": "[UNK]"})
+    new = expand(old, japanese[:200], num_new=1000)
+    assert new.encode_batch([*texts[:-1], "Café", "cafe\u0301"]) == old.encode_batch(
+        [*texts[:-1], "Café", "cafe\u0301"]
+    )
+    assert new.encode("Café") != new.encode("Cafe\u0301")
+    assert new.encode("がプ") != new.encode("かフ") and new.unk_id not in new.encode("がプ")
+
+
 def test_added_tokens_of_a_bpe_keep_their_ids(japanese: list[str], english: list[str]) -> None:
     """Where they stand behind the vocabulary, as in Qwen, and not in it."""
     from tokenizers import AddedToken

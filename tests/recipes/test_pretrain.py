@@ -16,7 +16,8 @@ from kiban.recipes import bert, gpt, llama
 from kiban.recipes.base import Recipe, find, flops_per_token
 from kiban.recipes.corpus import Corpus, is_held_out, prepare
 from kiban.recipes.leave import leave, plot
-from kiban.recipes.pretrain import Judge, Length, Plan, measure, pretrain
+from kiban.recipes.pretrain import Judge, Length, Plan, pretrain
+from kiban.recipes.speed import measure, settle_threads
 
 FAMILIES = {"gpt": gpt, "llama": llama, "bert": bert}
 
@@ -160,3 +161,17 @@ def test_an_encoder_learns_hidden_words_and_opens_elsewhere(corpus_file: Path, t
         answer = theirs(ids)
     assert (answer.prediction_logits - words).abs().max() < 1e-4
     assert (answer.seq_relationship_logits - follows).abs().max() < 1e-4
+
+
+def test_one_thread_is_used_only_where_it_is_clearly_faster(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads of which one is kept waiting, as on a busy machine: every operation takes as long as the later one."""
+    from kiban.recipes import speed
+
+    before = torch.get_num_threads()
+    try:
+        for rates, expected in (({2: 100.0, 1: 600.0}, 1), ({2: 100.0, 1: 110.0}, 2)):
+            torch.set_num_threads(2)
+            monkeypatch.setattr(speed, "measure", lambda plan, steps, r=rates: (0, r[torch.get_num_threads()]))
+            assert settle_threads(plan_of(corpus))[0] == expected == torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)

@@ -205,10 +205,13 @@ def _device() -> str:
 def _choose(plans: dict[str, Plan], seconds: float, corpus: Corpus, console: Console) -> Plan:
     """The plan that the scaling law and the speed here recommend; larger ones are tried until the loss rises."""
     from kiban.choose.scaling import Rung, best_size
-    from kiban.recipes.pretrain import measure
+    from kiban.recipes.speed import measure, settle_threads
 
     if len(plans) == 1:
         return next(iter(plans.values()))
+    threads, all_of_them, one = settle_threads(next(iter(plans.values())))
+    if threads == 1 and one:
+        console.note(_say("busy", console, all=all_of_them, one=one))
     rungs: dict[str, Rung] = {}
     for name, plan in plans.items():
         parameters, rate = measure(plan)

@@ -7,6 +7,10 @@ WORDS: dict[str, dict[str, str]] = {
         "ja": "コーパス: 学習 {documents:,} 文書、{tokens:,} トークン ({per:.2f} 文字/トークン)、検証 {held:,} 文書",
         "en": "Corpus: {documents:,} documents, {tokens:,} tokens ({per:.2f} characters each), {held:,} held out",
     },
+    "busy": {
+        "ja": "このマシンは他の処理で忙しいので、1スレッドで学習します (全スレッド {all:,.0f}、1スレッド {one:,.0f} トークン/秒)",
+        "en": "This machine is busy: one thread is used ({one:,.0f} tokens/s, against {all:,.0f} with all threads)",
+    },
     "rung": {
         "ja": "  {size}: {parameters:,} パラメータ、{rate:,.0f} トークン/秒、予測損失 {loss:.2f}",
         "en": "  {size}: {parameters:,} parameters, {rate:,.0f} tokens/s, predicted loss {loss:.2f}",

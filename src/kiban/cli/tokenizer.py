@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 tokenizer_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 KINDS = ("bpe", "unigram", "wordpiece")
 TRIAL = 2000  # documents of a dry run
-COMPARED = 20_000_000  # characters of the user's texts that are compared on
+COMPARED = 10_000  # of the user's documents
 WORDS = {
     "ja": {
         "vocab_size": "語彙の大きさ",
@@ -158,8 +158,8 @@ def compare_command(
 ) -> None:
     """Characters per token by language, and the price of 1,000 Japanese characters.
 
-    More characters per token mean cheaper and faster answers, and more text in a context. Of --on, the first 20 million
-    characters count.
+    More characters per token mean cheaper and faster answers, and more text in a context. Of --on, the first 10,000
+    documents count.
 
     Examples:
 
@@ -171,7 +171,7 @@ def compare_command(
 
     console = current(lang)
     with console.progress() as progress:
-        texts = by_language(_first(_texts(on, field, progress))) if on else sample()
+        texts = by_language(_texts(on, field, progress, limit=COMPARED)) if on else sample()
     rows = []
     for source in sources:
         tokenizer = open_tokenizer(source, console)
@@ -256,15 +256,6 @@ def _texts(paths: list[Path], field: str, progress: Progress, limit: int | None 
     from kiban.data.corpus import read_texts
 
     return (row.text for row in islice(read_texts(paths, field=field, progress=progress), limit))
-
-
-def _first(texts: Iterator[str]) -> Iterator[str]:
-    size = 0
-    for text in texts:
-        yield text
-        size += len(text)
-        if size >= COMPARED:
-            return
 
 
 def _without_counts(progress: Progress) -> Progress:

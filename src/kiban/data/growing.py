@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from kiban.errors import ConfigError, DatasetError, FormatError, KibanError, LimitError
-from kiban.files import MANIFEST, exclusive, read_json, sync, write_manifest
+from kiban.files import exclusive, read_json, sync, write_manifest
 
 NOTE, LOCK = ".note.json", ".lock"
 
@@ -117,6 +117,3 @@ def growing_folder(path: Path, purpose: Mapping[str, Any]) -> Iterator[Growing]:
     except OSError as error:
         hint = "free some disk space and run it again: it goes on" if error.errno == errno.ENOSPC else ""
         raise KibanError(path, why=f"could not be written: {error.strerror or error}", hint=hint) from error
-
-
-__all__ = ["MANIFEST", "Growing", "growing_folder"]

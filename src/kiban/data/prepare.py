@@ -113,10 +113,11 @@ class Pass:
     def run(self, work: Callable[[Block], B], handle: Callable[[B], None]) -> None:
         """handle(work(block)) for every block, in order."""
         places: deque[tuple[int, int]] = deque()
+        before = self.blocks
 
         def rest() -> Iterator[Block]:
             for number, block in enumerate(blocks_of(self.reader, self.inputs)):
-                if number >= self.blocks:
+                if number >= before:
                     places.append((self.reader.documents, self.reader.bytes_done))
                     yield block
 
@@ -138,7 +139,7 @@ class Pass:
         self.commit()
 
     def account(self, kept: int, dropped: Mapping[str, int]) -> dict[str, Any]:
-        """Where every row went. Raises DatasetError if nothing is left."""
+        """Where every row went. Raises DatasetError if nothing is left of all of them; a limit is only for looking."""
         rows = {
             "rows_in": self.reader.documents + self.reader.bad_rows,
             "kept": kept,
@@ -147,7 +148,7 @@ class Pass:
         }
         if rows["rows_in"] != kept + sum(dropped.values()) + self.reader.bad_rows:
             raise DatasetError("corpus", why="changed while it was read", hint="run it again")
-        if not kept:
+        if not kept and self.inputs.limit is None:
             worst = max(dropped, key=lambda rule: dropped[rule])
             hint = f"most broke the rule {worst}; change its threshold with --set"
             raise DatasetError("corpus", why=f"none of {rows['rows_in']} rows is left", hint=hint)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -118,24 +117,7 @@ def _sentences(ids: np.ndarray[Any, np.dtype[np.int64]], plan: Plan) -> list[lis
     return [part.tolist() for part in np.split(ids, cuts) if len(part)]
 
 
-def measure(plan: Plan, *, steps: int = 3) -> tuple[int, float]:
-    """Parameters of the plan's model, and tokens that it learns from in a second here: the best of some steps."""
-    loaded = plan.model()
-    rows, collate, objective = rows_of(plan, plan.corpus.held_out)
-    trainer = _trainer(
-        plan, loaded, (rows, collate, objective), Length(steps=steps + 1), None, Hooks(), Parallel(), silent
-    )
-    best = 0.0
-    for _ in range(steps + 1):
-        ids, start = trainer.loader.next_ids(), time.perf_counter()
-        tokens = trainer._gradients(ids)[2]
-        for optimizer in trainer.optimizers:
-            optimizer.step()
-        best = max(best, tokens / (time.perf_counter() - start))
-    return loaded.num_parameters, best
-
-
-def _trainer(
+def trainer_of(
     plan: Plan,
     loaded: zoo.Loaded,
     material: tuple[Any, Any, Any],
@@ -145,6 +127,7 @@ def _trainer(
     parallel: Parallel,
     progress: Progress,
 ) -> Trainer:
+    """The trainer of a plan; material is what `rows_of` gives."""
     recipe, (rows, collate, objective) = plan.recipe, material
     steps = length.steps or math.ceil(length.tokens / recipe.batch_tokens) or 1000
     config = TrainConfig(
@@ -202,6 +185,8 @@ def pretrain(
     )
     judge = Judge(plan, loaded)
     floor = parallel.inside(loaded.module, lambda: judge.ngram(progress))
+    if floor is not None:
+        note(f"n-gram model (Kneser-Ney, order 5): bits_per_character {floor:.3f}")
 
     def evaluate() -> dict[str, float]:
         found = judge(WATCH_CHARACTERS)
@@ -215,7 +200,7 @@ def pretrain(
 
     hooks = Hooks(evaluate=evaluate, sample=sample if recipe.objective == "causal_lm" else None)
     material = rows_of(plan, corpus.train)
-    trainer = _trainer(plan, loaded, material, length, folder / "checkpoints", hooks, parallel, progress)
+    trainer = trainer_of(plan, loaded, material, length, folder / "checkpoints", hooks, parallel, progress)
     done = trainer.run()
     result = Pretrained(
         family=recipe.family,

@@ -52,9 +52,8 @@ def more_wordpiece(
     progress("learn tokens", 0, None)
     new = single_characters(counts, vocabulary, prefix, limit=num_new // 2)
     known = {c for c in {c for word, _ in counts for c in word} if {c, prefix + c} <= {*vocabulary, *new}}
-    new += [token for token in longer_tokens(counts, known, prefix, num_new) if token not in vocabulary][
-        : num_new - len(new)
-    ]
+    longer = [token for token in longer_tokens(counts, known, prefix, num_new) if token not in vocabulary]
+    new += longer[: num_new - len(new)]
     first = max(vocabulary.values()) + 1
     vocabulary |= {token: first + i for i, token in enumerate(new)}
     values["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [values["pre_tokenizer"], _split(known)]}
@@ -101,20 +100,20 @@ def normaliser(bert: dict[str, Any]) -> dict[str, Any]:
     """BERT's normaliser, for kana without the stripping of marks; half-width katakana and full-width ASCII become usual."""
     fold = [(chr(code), unicodedata.normalize("NFKC", chr(code))) for code in FOLDED]
     fold += [("\uff9e", "\u3099"), ("\uff9f", "\u309a")]
-    voiced = [
-        chr(c) for c in range(0x3041, 0x3100) if set(unicodedata.normalize("NFD", chr(c))[1:]) & {"\u3099", "\u309a"}
-    ]
-    hidden = [(kana, chr(PRIVATE + i)) for i, kana in enumerate(voiced)]
-    first = {**bert, "handle_chinese_chars": False, "strip_accents": False, "lowercase": False}
+    bert = {**bert, "handle_chinese_chars": False}  # _split sets kanji apart, those that it does not keep together
     strip = bert["lowercase"] if bert["strip_accents"] is None else bert["strip_accents"]
-    rest = {**bert, "clean_text": False, "handle_chinese_chars": False, "strip_accents": strip}
+    if not strip:
+        return {"type": "Sequence", "normalizers": [_replacing(fold), bert]}
+    kana = map(chr, range(0x3041, 0x3100))
+    voiced = [c for c in kana if {"\u3099", "\u309a"} & set(unicodedata.normalize("NFD", c)[1:])]
+    hidden = [(c, chr(PRIVATE + i)) for i, c in enumerate(voiced)]
     steps = [
         _replacing(fold),
-        {"type": "NFC"},
-        first,
+        {"type": "NFC"},  # a kana and its mark become one; for all other letters, stripping undoes it
+        {**bert, "strip_accents": False, "lowercase": False},  # cleans
         _replacing(hidden),
-        rest,
-        _replacing([(b, a) for a, b in hidden]),
+        {**bert, "strip_accents": True, "clean_text": False},
+        _replacing([(private, c) for c, private in hidden]),
     ]
     return {"type": "Sequence", "normalizers": steps}
 
