@@ -26,6 +26,7 @@ from kiban.adopt.folder import Settings
 from kiban.adopt.job import Look, look
 from kiban.adopt.strategies import strategy
 from kiban.adopt.strategies.base import Candidate, Job
+from kiban.adopt.strategies.classifier import BATCH_SIZE
 from kiban.catalogue.pull import pull
 from kiban.data.tables import read_table
 from kiban.engine.encoder import EncoderPlan
@@ -41,7 +42,9 @@ NUM_PAIRS = 2_000
 def main() -> None:
     """Measure, print and, with --save, record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--retrieval-only", action="store_true")
+    parser.add_argument("--only", choices=["retrieval", "linear_head", "finetune_encoder"], help="measure nothing else")
+    parser.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS), help="labelled sets")
+    parser.add_argument("--epochs", type=int, default=3, help="of fine-tuning, which is measured with --only")
     parser.add_argument(
         "--models",
         nargs="*",
@@ -56,16 +59,19 @@ def main() -> None:
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     retrieval, classification = record.get("retrieval", {}), record.get("classification", {})
     pairs, looks = test_pairs(), {name: look_at(name, columns) for name, columns in SETS.items()}
+    kind = options.only or "linear_head"
     for model in options.models:
-        if model != "baseline":
+        name = Path(model).name
+        if model != "baseline" and options.only in (None, "retrieval"):
             loaded = zoo.load(model)
-            for name, chosen in pairs.items():
-                retrieval.setdefault(name, {})[Path(model).name] = retrieve(loaded, chosen)
-                print(name, model, retrieval[name][Path(model).name], flush=True)
-        for name, seen in looks.items() if not options.retrieval_only else ():
-            found = classify(model, seen)
-            classification.setdefault(name, {})[Path(model).name] = found
-            print(name, model, {key: value for key, value in found.items() if key != "answers"}, flush=True)
+            for place, chosen in pairs.items():
+                retrieval.setdefault(place, {})[name] = retrieve(loaded, chosen)
+                print(place, model, retrieval[place][name], flush=True)
+        for place in options.sets if options.only != "retrieval" else ():
+            found = classify(model, kind, looks[place], options.epochs)
+            key = f"{name}, fine-tuned" if found["strategy"] == "finetune_encoder" else name
+            classification.setdefault(place, {})[key] = found
+            print(place, key, {key: value for key, value in found.items() if key != "answers"}, flush=True)
     facts = {
         "pairs": {name: len(chosen) for name, chosen in pairs.items()},
         "test_rows": {name: len(seen.rows[2]) for name, seen in looks.items()},
@@ -109,9 +115,9 @@ def look_at(name: str, columns: tuple[str, str]) -> Look:
     return look(settings, read_table(path))
 
 
-def classify(model: str, seen: Look) -> dict[str, Any]:
-    """Scores on the test rows of the baseline, or of a linear head on a frozen model."""
-    kind = "baseline" if model == "baseline" else "linear_head"
+def classify(model: str, kind: str, seen: Look, epochs: int) -> dict[str, Any]:
+    """Scores on the test rows of the baseline, or of a model with a strategy of this kind."""
+    kind = "baseline" if model == "baseline" else kind
     path = None if model == "baseline" else Path(model) if Path(model).exists() else pull(model)
     train, validation, test = seen.rows
     with tempfile.TemporaryDirectory() as work:
@@ -120,7 +126,7 @@ def classify(model: str, seen: Look) -> dict[str, Any]:
             candidate=Candidate(strategy=kind, model=path and model, path=path),
             train=train,
             validation=validation,
-            max_steps=0,
+            max_steps=epochs * -(-len(train) // BATCH_SIZE) if kind == "finetune_encoder" else 0,
             seed=0,
             work=Path(work),
         )

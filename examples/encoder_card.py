@@ -14,7 +14,8 @@ NAMES = {
     "baseline": "TF-IDF",
     "minilm-l6": "MiniLM-L6 (the teacher)",
     "kiban-encoder-ja-en": "**this model**",
-    "begin": "before training",
+    "kiban-encoder-ja-en, fine-tuned": "**this model**, fine-tuned whole",
+    "begin": "its start, steps 1 and 2",
 }
 
 TEMPLATE = Path(__file__).with_name("encoder_card.md")
@@ -22,8 +23,8 @@ TEMPLATE = Path(__file__).with_name("encoder_card.md")
 
 def card(
     settings: Any,
-    train: Sequence[Pair],
-    selected: int,
+    selected: Sequence[Pair],
+    pairs: int,
     removed: Mapping[str, int],
     held: Mapping[str, Sequence[str]],
     lines: Sequence[Mapping[str, Any]],
@@ -32,11 +33,14 @@ def card(
     num_tokens: int,
     hours: float,
 ) -> str:
-    """README.md. train: the pairs that were used. lines: of metrics.jsonl. record: of benchmarks/encoder_ja_en.py."""
+    """README.md. pairs: how many of selected were distilled from.
+
+    lines: of metrics.jsonl. record: of benchmarks/encoder_ja_en.py.
+    """
     steps = [line for line in lines if "loss" in line]
     kinds = {name: " and ".join([", ".join(names[:-1]), names[-1]]) for name, names in held.items()}
     licences: dict[str, Counter[str]] = {}
-    for pair in train:
+    for pair in selected:
         licences.setdefault(pair.licence, Counter())[pair.source] += 1
     left = ", ".join(f"{name} ({count:,})" for name, count in removed.items() if count)
     by_size = sorted(licences.items(), key=lambda item: -sum(item[1].values()))
@@ -50,8 +54,9 @@ def card(
         steps=steps[-1]["step"],
         tokens_read=steps[-1]["tokens"],
         hours=hours,
-        pairs=len(train),
-        selected=selected,
+        pairs=pairs,
+        selected=len(selected),
+        texts=steps[-1]["step"] * settings.batch_size,
         removed=left,
         forbidden=removed.get("forbidden", 0),
         retrieval=_retrieval(record),

@@ -108,13 +108,13 @@ def stored_selection(path: Path) -> Selection:
 def published(run: Path, folder: Path, rows: int) -> None:
     """Publish run/final with a card that tells the run and the benchmark's last record."""
     chosen, student = stored_selection(run / "pairs.json"), zoo.load(run / "final")
-    used = chosen.train[: rows or None]
+    pairs = min(rows, len(chosen.train)) or len(chosen.train)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     facts = json.loads((run / "result.json").read_text(encoding="utf-8"))
     text = card(
         Settings(),
-        used,
-        len(chosen.train),
+        chosen.train,
+        pairs,
         chosen.removed,
         {"dev": DEV, "test": TEST},
         lines,
@@ -122,7 +122,7 @@ def published(run: Path, folder: Path, rows: int) -> None:
         num_tokens=student.config.vocab_size,
         hours=facts["seconds"] / 3600,
     )
-    publish(student, folder, card=text, facts={"teacher": Settings().teacher, "pairs": len(used), **facts})
+    publish(student, folder, card=text, facts={"teacher": Settings().teacher, "pairs": pairs, **facts})
 
 
 def main() -> None:

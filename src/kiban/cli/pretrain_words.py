@@ -8,7 +8,7 @@ WORDS: dict[str, dict[str, str]] = {
         "en": "Corpus: {documents:,} documents, {tokens:,} tokens ({per:.2f} characters each), {held:,} held out",
     },
     "busy": {
-        "ja": "このマシンは他の処理で忙しいので、1スレッドで学習します (全スレッド {all:,.0f}、1スレッド {one:,.0f} トークン/秒)",
+        "ja": "他の処理で忙しいので、1スレッドで学習します (全スレッド {all:,.0f}、1スレッド {one:,.0f} トークン/秒)",
         "en": "This machine is busy: one thread is used ({one:,.0f} tokens/s, against {all:,.0f} with all threads)",
     },
     "rung": {

@@ -124,7 +124,7 @@ def _cluster(address: str, processes: int) -> Iterator[Map]:
     local = {"num_cpus": processes, "include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a node that does not start in time is a bare Exception to ray
         raise ConfigError("--ray", field=address, why=f"no cluster answers: {error}") from error
 
     def over_cluster(work: Callable[[A], B], blocks: Iterable[A]) -> Iterator[B]:

@@ -7,7 +7,7 @@ import time
 import torch
 
 from kiban.config import silent
-from kiban.recipes.pretrain import Length, Plan, rows_of
+from kiban.recipes.pretrain import Length, Plan, rows_of, trainer_of
 from kiban.train.parallel import Parallel
 from kiban.train.settings import Hooks
 
