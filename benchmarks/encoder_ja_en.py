@@ -56,8 +56,8 @@ def main() -> None:
     torch.set_num_threads(1)
     options.threads, options.repeats = 1, 1
     path = RESULTS / "encoder-ja-en.json"
-    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    retrieval, classification = record.get("retrieval", {}), record.get("classification", {})
+    retrieval: dict[str, dict[str, Any]] = {}
+    classification: dict[str, dict[str, Any]] = {}
     pairs, looks = test_pairs(), {name: look_at(name, columns) for name, columns in SETS.items()}
     kind = options.only or "linear_head"
     for model in options.models:
@@ -69,9 +69,14 @@ def main() -> None:
                 print(place, model, retrieval[place][name], flush=True)
         for place in options.sets if options.only != "retrieval" else ():
             found = classify(model, kind, looks[place], options.epochs)
-            key = f"{name}, fine-tuned" if found["strategy"] == "finetune_encoder" else name
+            key = f"{name}, fine-tuned {options.epochs} epochs" if found["strategy"] == "finetune_encoder" else name
             classification.setdefault(place, {})[key] = found
             print(place, key, {key: value for key, value in found.items() if key != "answers"}, flush=True)
+    # Read as late as this, since another call may have measured other models meanwhile.
+    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for kept, new in ((record.get("retrieval", {}), retrieval), (record.get("classification", {}), classification)):
+        for place in {**kept, **new}:
+            new[place] = {**kept.get(place, {}), **new.get(place, {})}
     facts = {
         "pairs": {name: len(chosen) for name, chosen in pairs.items()},
         "test_rows": {name: len(seen.rows[2]) for name, seen in looks.items()},

@@ -14,7 +14,7 @@ NAMES = {
     "baseline": "TF-IDF",
     "minilm-l6": "MiniLM-L6 (the teacher)",
     "kiban-encoder-ja-en": "**this model**",
-    "kiban-encoder-ja-en, fine-tuned": "**this model**, fine-tuned whole",
+    **{f"kiban-encoder-ja-en, fine-tuned {n} epochs": f"**this model**, fine-tuned whole, {n} epochs" for n in (3, 6)},
     "begin": "its start, steps 1 and 2",
 }
 

@@ -15,6 +15,7 @@ from kiban.cli.data import data_app
 from kiban.cli.models import models_app
 from kiban.cli.pretrain import pretrain_command
 from kiban.cli.run import run_command
+from kiban.cli.tokenizer import tokenizer_app
 from kiban.cli.tour import tour_command
 from kiban.errors import KibanError
 
@@ -35,6 +36,7 @@ app.command("pretrain", no_args_is_help=True)(pretrain_command)
 app.command("tour")(tour_command)
 app.add_typer(models_app, name="models")
 app.add_typer(data_app, name="data")
+app.add_typer(tokenizer_app, name="tokenizer")
 
 
 def _version(asked: bool) -> None:

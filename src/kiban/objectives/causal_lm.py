@@ -17,7 +17,7 @@ class CausalLM:
     module.hidden(tokens, mask=mask) gives states (B, T, D) and module.head is the linear layer behind them. A batch holds
     tokens (B, T + 1) int64 and either mask (B, T + 1) bool, True where a token is real, or documents (B, T + 1) int64 of
     packed rows, in which every document begins with the token that ends the one before. If only some tokens count (the
-    answers, not the prompts) it holds labels (B, T + 1) int64 too, a copy of tokens with -100 where nothing is to be learned.
+    answers, not the prompts) it holds labels (B, T + 1) int64 too, a copy of tokens with -100 where nothing is learned.
     z_loss: weight of log(Z)^2 (Chowdhery et al. 2022, section 5).
     """
 
