@@ -28,6 +28,7 @@ from kiban.inputs.tokenizer import Tokenizer
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CHARACTERS = 1_500_000  # of the sample that is timed
+PASSAGE = 400  # about what BERT's 512 tokens take
 VOCABULARY = 32_768  # of tohoku-nlp's bert-base-japanese-v3
 GIGABYTE = 10**9
 TRAINERS: dict[str, Callable[..., Tokenizer]] = {
@@ -52,15 +53,17 @@ def texts() -> list[str]:
 
 
 def sample(found: list[str]) -> list[str]:
-    """The first texts, about CHARACTERS in all; a book goes in by its paragraphs."""
-    parts = [part for text in found for part in text.split("\n\n") if part.strip()]
-    result, size = [], 0
-    for part in parts:
+    """Passages of about PASSAGE characters, whole lines, about CHARACTERS in all."""
+    result, part, size = [], "", 0
+    for line in (line for text in found for line in text.splitlines() if line.strip()):
+        part += line + "\n"
+        if len(part) >= PASSAGE:
+            result.append(part)
+            size += len(part)
+            part = ""
         if size >= CHARACTERS:
             break
-        result.append(part)
-        size += len(part)
-    return result
+    return [*result, part] if part else result
 
 
 def speed(inputs: list[str], repeats: int) -> list[dict[str, Any]]:

@@ -26,8 +26,9 @@ def test_embedded_models_enter_in_every_way_that_fits_them_cheap_ones_first(task
     chosen, skipped = list_candidates(task)
     assert not skipped
     assert [c.id for c in chosen] == [
-        "baseline", "linear_head:minilm-l6", "zero_shot:smollm2-135m-instruct", "few_shot:smollm2-135m-instruct",
-        "finetune_encoder:minilm-l6", "lora_decoder:smollm2-135m-instruct",
+        "baseline", "linear_head:kiban-encoder-ja-en", "linear_head:minilm-l6", "zero_shot:smollm2-135m-instruct",
+        "few_shot:smollm2-135m-instruct", "finetune_encoder:kiban-encoder-ja-en", "finetune_encoder:minilm-l6",
+        "lora_decoder:smollm2-135m-instruct",
     ]  # fmt: skip
     assert not {c.model for c in chosen} & {e.name for e in entries().values() if e.opt_in}
     licences = {c.strategy: (c.licence, c.commercial_use) for c in chosen}
@@ -35,7 +36,8 @@ def test_embedded_models_enter_in_every_way_that_fits_them_cheap_ones_first(task
 
 
 def test_the_baseline_is_always_in_and_unknown_names_are_told(task: Task) -> None:
-    assert [c.id for c in list_candidates(task, strategies=["linear_head"])[0]] == ["baseline", "linear_head:minilm-l6"]
+    heads = ["baseline", "linear_head:kiban-encoder-ja-en", "linear_head:minilm-l6"]
+    assert [c.id for c in list_candidates(task, strategies=["linear_head"])[0]] == heads
     assert [c.id for c in list_candidates(task, models=[])[0]] == ["baseline"]
     with pytest.raises(ConfigError, match="did you mean 'linear_head'"):
         list_candidates(task, strategies=["baseline", "linear-head"])

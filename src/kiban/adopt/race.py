@@ -115,7 +115,7 @@ class Race:
         def told(stage: str, done: int, total: int | None) -> None:
             if time.perf_counter() > deadline:
                 raise BudgetError("time", why="too short to try this one", hint="give more --time, or fewer models")
-            if stage == "train":
+            if stage.partition(" | ")[0] == "train":
                 times.append(time.perf_counter())
 
         try:
