@@ -98,12 +98,13 @@ def test_wrong_usage_ends_with_2(kiban: Callable) -> None:  # type: ignore[type-
 def test_the_catalogue_is_listed_filtered_and_given_as_json(kiban: Callable) -> None:  # type: ignore[type-arg]
     assert "reads→writes" in kiban("models").out and "系列" in kiban("models", "--lang", "ja").out
     names = [entry["name"] for entry in json.loads(kiban("models", "--json").out)]
-    assert {"minilm-l6", "smollm2-135m-instruct", "qwen2.5-coder-1.5b-instruct"} == set(names)
+    encoders = {"minilm-l6", "kiban-encoder-ja-en"}
+    assert {*encoders, "smollm2-135m-instruct", "qwen2.5-coder-1.5b-instruct"} == set(names)
     for filters, left in (
-        (["--writes", "embedding"], {"minilm-l6"}),
-        (["--language", "ja"], {"qwen2.5-coder-1.5b-instruct"}),
-        (["--max-memory", "1GB"], {"minilm-l6", "smollm2-135m-instruct"}),
-        (["--family", "bert"], {"minilm-l6"}),
+        (["--writes", "embedding"], encoders),
+        (["--language", "ja"], {"kiban-encoder-ja-en", "qwen2.5-coder-1.5b-instruct"}),
+        (["--max-memory", "1GB"], {*encoders, "smollm2-135m-instruct"}),
+        (["--family", "bert"], encoders),
         (["--reads", "image"], set()),
         (["--commercial", "--family", "llama"], {"smollm2-135m-instruct", "qwen2.5-coder-1.5b-instruct"}),
     ):

@@ -312,6 +312,13 @@ def test_results_come_in_order_and_few_blocks_are_read_ahead() -> None:
             assert result == i and len(begun) <= i + 5
 
 
+@pytest.fixture
+def _found_by_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new process looks for this very module by its name, from the root of the repository."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+
+
+@pytest.mark.usefixtures("_found_by_processes")
 def test_an_error_in_a_process_is_the_users_error() -> None:
     with workers(2) as over, pytest.raises(ConfigError, match="broken"):
         list(over(_fail, range(5)))
@@ -325,6 +332,7 @@ def _die(block: int) -> None:
     psutil.Process().kill()
 
 
+@pytest.mark.usefixtures("_found_by_processes")
 def test_a_process_that_is_killed_is_told() -> None:
     with workers(2) as over, pytest.raises(KibanError, match="fewer --processes"):
         list(over(_die, range(5)))

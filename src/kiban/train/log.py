@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import statistics
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +49,6 @@ class Meter:
 
     def __init__(self) -> None:
         self.ends: deque[tuple[float, int]] = deque(maxlen=RECENT + 1)
-        self.step_seconds = 1.0  # of the last steps, the median; unlike the mean it forgets a step that compiled
         self.restart()
 
     def restart(self) -> None:
@@ -63,6 +60,5 @@ class Meter:
         """The rate, after a step of so many tokens."""
         self.ends.append((time.perf_counter(), tokens))
         times = [end for end, _ in self.ends]
-        self.step_seconds = max(statistics.median(b - a for a, b in pairwise(times)), 1e-9)
         passed = times[-1] - times[0]
         return sum(count for _, count in list(self.ends)[1:]) / max(passed, 1e-9)

@@ -75,6 +75,7 @@ class State:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    first_seconds: float = 0.0
     best_step: int = 0
     best_metrics: dict[str, float] = field(default_factory=dict)
     bad_steps: int = 0

@@ -122,8 +122,12 @@ class Trainer:
         state.seconds = time.perf_counter() - self.started
         if not config.seconds or state.step >= state.steps * (1 - schedule.DECAY):
             return
-        left = (config.seconds - state.seconds) / self.meter.step_seconds
-        state.steps = self.parallel.first(max(state.step + 1, state.step + int(left)))
+        if state.step == 1:
+            state.first_seconds = state.seconds  # it may have compiled, and tells nothing about the others
+            return
+        each = (state.seconds - state.first_seconds) / (state.step - 1)
+        left = int((config.seconds - state.seconds) / each)
+        state.steps = self.parallel.first(state.step + max(1, left))
 
     # One step -------------------------------------------------------------------------------------------------------
 
