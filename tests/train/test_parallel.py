@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kiban.errors import ConfigError
+from kiban.train import checkpoint
 from kiban.train.parallel import Parallel, parallel_of
 from kiban.train.parallel.processes import BUCKET_BYTES, Processes, _buckets
 
@@ -43,8 +44,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_have_the_gradient_of_one(found: Path, name: str, family: str, batch: str) -> None:
     """1 x 8 = 2 x 4 = 8 x 1 = two processes, also where they have unequal numbers of rows, or none."""
     kind, width = KINDS[name]
-    front = f"{kind}{width}/{family}/{batch}/"
-    theirs = load_file(found / "found.safetensors")
+    same_gradient(load_file(found / "found.safetensors"), f"{kind}{width}/{family}/{batch}/", family, batch)
+
+
+def same_gradient(theirs: dict[str, Tensor], front: str, family: str, batch: str) -> None:
     two = {key.removeprefix(front): tensor for key, tensor in theirs.items() if key.startswith(front)}
     for size in (8, 4, 1):
         trainer = worker.language_model(family, Parallel(), micro_batch_size=size)
@@ -68,8 +71,8 @@ def test_a_run_of_two_processes_is_that_of_one(found: Path, tmp_path: Path, name
     result = trainer.run()
     two, one = lines(found / f"{name} {family}"), lines(tmp_path)
     assert len(two) == len(one) == 9
-    # Muon's products are in bf16, whose rounding depends on how they are cut. A gradient that is 0, as a key's bias has, is
-    # all rounding, and AdamW takes a whole step along it.
+    # Muon's products are in bf16: two runs of one process that cut their batches otherwise end 2e-2 apart. A gradient that
+    # is 0, as that of the bias of keys, is all rounding, and AdamW takes a whole step along it.
     near = 1e-5 if optimizer == "adamw" else 1e-3
     for theirs, ours in zip(two, one, strict=True):
         assert theirs.keys() == ours.keys()
@@ -83,7 +86,28 @@ def test_a_run_of_two_processes_is_that_of_one(found: Path, tmp_path: Path, name
     assert state.keys() == trainer.module.state_dict().keys()
     for key, tensor in trainer.module.state_dict().items():
         if not key.endswith("attn.k.bias"):
-            assert (state[key] - tensor).norm() <= (2e-3 if optimizer == "adamw" else 2e-2) * tensor.norm() + 1e-4
+            assert (state[key] - tensor).norm() <= (2e-3 if optimizer == "adamw" else 5e-2) * tensor.norm() + 1e-4
+
+
+def test_four_processes_in_a_square_share_rows_and_widths(tmp_path: Path) -> None:
+    """Two pairs: a matrix is cut by heads and then again by rows. Gradients, their norm, and a checkpoint in parts."""
+    output = tmp_path / "output.txt"
+    run = {"kind": "fsdp", "width": 2, "family": "gpt", "checkpoint_every": 3, "stop_at": 3}
+    jobs: list[worker.Job] = [("gradients", tmp_path, {"kinds": [("fsdp", 2)]}), ("language", tmp_path / "run", run)]
+    worker.finish(worker.torchrun(jobs, output=output, processes=4), output)
+    for family in ("gpt", "llama"):
+        for batch in worker.BATCHES:
+            same_gradient(load_file(tmp_path / "found.safetensors"), f"fsdp2/{family}/{batch}/", family, batch)
+    _, tensors, _ = checkpoint.load_newest(tmp_path / "run") or (0, {}, {})
+    for name, tensor in load_file(tmp_path / "run" / "state.safetensors").items():
+        if name != "head.weight":  # the embeddings again
+            assert torch.equal(tensors[f"model.{name}"], tensor)
+    alone = worker.language_model("gpt", Parallel(), tmp_path / "alone")
+    alone.run()
+    rest = worker.language_model("gpt", Parallel(), tmp_path / "run")
+    rest.run()
+    losses = [[line["loss"] for line in lines(tmp_path / name)] for name in ("run", "alone")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 class Fake(Processes):

@@ -151,7 +151,7 @@ def poisoned(folder: Path, settings: dict[str, Any]) -> None:
     def loss(*args: Any, **names: Any) -> Loss:
         found = compute(*args, **names)
         bad = parallel.rank == 1 and trainer.state.step + 1 in (2, 4, 5, 6)
-        return Loss(found.total * float("nan")) if bad else found
+        return Loss(found.total * float("nan"), found.metrics) if bad else found
 
     parallel.loss = loss  # type: ignore[method-assign]
     step = trainer._step
@@ -215,14 +215,14 @@ TASKS = {
 }
 
 
-def torchrun(jobs: list[Job], *options: str, output: Path) -> subprocess.Popen[bytes]:
-    """Two processes that do the jobs; what they print goes to output."""
+def torchrun(jobs: list[Job], *options: str, output: Path, processes: int = 2) -> subprocess.Popen[bytes]:
+    """Processes that do the jobs; what they print goes to output."""
     for _, folder, _ in jobs:
         folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *options]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     words = json.dumps([(task, str(folder), settings) for task, folder, settings in jobs])
     with output.open("wb") as file:
-        return subprocess.Popen([*command, __file__, words], stdout=file, stderr=subprocess.STDOUT)
+        return subprocess.Popen([*command, *options, __file__, words], stdout=file, stderr=subprocess.STDOUT)
 
 
 def finish(process: subprocess.Popen[bytes], output: Path, *, seconds: float = 200) -> None:

@@ -5,8 +5,8 @@ belongs to one of them, and nothing in it says to which. Prompts are `question a
 twice, and every answer is wrong with probability 1/4. A GPT is trained to predict the answers.
 Test. Up to 16 shots, then a question that is not among them: copying an answer does not help, the table must be inferred
 and applied. What a reader who knows all tables could do at best is computed on the same prompts (Bayes' rule).
-Each answer of each question is a token of its own, so which question an answer belongs to need not be learned; answers
-that all questions share need a circuit that binds the two, which took far longer to form at this size.
+Each answer of each question is a token of its own, so which question an answer belongs to need not be learned; with
+answers that all questions share the same model was still at 21% with 16 shots after 1,900 steps, here it needs 400.
 Balance. Over the tables every answer to a question is equally frequent, so without shots 1/8 is right, whoever answers. In
 every table each of the 8 answer numbers is equally frequent, so that counting them tells nothing.
 Ablation. The answer numbers are dealt round among the shots, so that none stays: format, questions, frequencies and noise

@@ -7,6 +7,7 @@ two to load, and is loaded only where something is in parts.
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,6 +41,8 @@ def write_parts(folder: Path, tensors: Mapping[str, Tensor], parallel: Parallel)
     try:
         save({n: t.detach() for n, t in tensors.items()}, storage_writer=writer, process_group=parallel.group)
     except CheckpointException as error:
+        if parallel.rank == 0:  # by now every process has written or failed
+            shutil.rmtree(folder, ignore_errors=True)
         reasons = "; ".join(f"process {rank}: {failure[0]}" for rank, failure in sorted(error.failures.items()))
         raise CheckpointError(
             folder, why=f"cannot be written: {reasons}", hint="free some disk space and resume"

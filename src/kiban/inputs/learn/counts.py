@@ -6,7 +6,7 @@ import heapq
 import pickle
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
@@ -54,6 +54,13 @@ def count_words(
     if not best:
         raise DatasetError("texts", why="hold no word to learn from")
     return best
+
+
+def in_proportion(counts: Sequence[Count], total: int) -> list[Count]:
+    """The counts, made smaller alike if they are more than total in sum; words left with less than a half are left out."""
+    scale = min(1.0, total / sum(count for _, count in counts))
+    smaller = ((word, round(count * scale)) for word, count in counts)
+    return [(word, count) for word, count in smaller if count]
 
 
 def _spill(counts: Counter[str], path: Path) -> Path:

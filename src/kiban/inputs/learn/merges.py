@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from kiban.inputs.learn.counts import Count
+from kiban.inputs.learn.counts import Count, in_proportion
 
 BREAK = "\uffff"  # no character; words never hold it
 MAX_FED = 20_000_000  # words that are handed to the trainer; it takes about a microsecond for each
@@ -44,13 +44,11 @@ def learn_merges(
 def _repeated(counts: Sequence[Count]) -> Iterator[str]:
     """Texts that hold every word as often as it was counted; of very many, in proportion.
 
-    The trainer counts for itself and takes no counts. Words that proportion leaves less than half of one are left out.
+    The trainer counts for itself and takes no counts.
     """
-    scale = min(1.0, MAX_FED / sum(count for _, count in counts))
     parts: list[str] = []
     size = 0
-    for word, count in counts:
-        left = round(count * scale)
+    for word, left in in_proportion(counts, MAX_FED):
         while left > 0:
             times = min(left, max(1, CHUNK // (len(word) + 1)))
             parts.append((word + BREAK) * times)

@@ -12,7 +12,7 @@ from kiban.errors import ConfigError
 from kiban.inputs.backends import Fast
 from kiban.inputs.learn.bpe import SETTINGS
 from kiban.inputs.learn.bpe import SPECIAL as BPE_SPECIAL
-from kiban.inputs.learn.counts import Count, count_words
+from kiban.inputs.learn.counts import Count, count_words, in_proportion
 from kiban.inputs.learn.words import python_word_pattern, word_pattern
 from kiban.inputs.tokenizer import Tokenizer
 
@@ -20,6 +20,7 @@ SPECIAL = {"unk": "<unk>", **BPE_SPECIAL}
 SPACE = "\u2581"
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 COVERAGE = 0.9995  # of characters; the rest become bytes, or unknown without them
+MAX_FED = 8_000_000  # words, repetitions counted; sentencepiece takes about 90 bytes for each repetition
 
 Piece = tuple[str, float]
 
@@ -62,11 +63,11 @@ def _pieces(counts: Sequence[Count], num: int, *, avoid: Sequence[str]) -> list[
     """At most num pieces with their log probabilities, the likeliest first."""
     import sentencepiece
 
-    model = io.BytesIO()
+    model, fed = io.BytesIO(), in_proportion(counts, MAX_FED)
     with tempfile.TemporaryDirectory(prefix="kiban-unigram-") as folder:
         path = Path(folder) / "words.tsv"
         with path.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(f"{word}\t{count}\n" for word, count in counts if not {"\t", "\n", "\r"} & set(word))
+            file.writelines(f"{word}\t{count}\n" for word, count in fed if not {"\t", "\n", "\r"} & set(word))
         try:
             sentencepiece.SentencePieceTrainer.train(
                 input=str(path),

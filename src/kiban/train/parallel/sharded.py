@@ -107,7 +107,9 @@ def _pieces(tensor: DTensor) -> int:
     """Into how many processes' pieces a tensor is cut."""
     pieces = 1
     for size, placement in zip(tensor.device_mesh.shape, tensor.placements, strict=True):
-        pieces *= size if placement.is_shard() else 1
+        pieces *= (
+            1 if placement.is_replicate() else size
+        )  # parts of parts are no Shard to torch, but are not whole either
     return pieces
 
 
