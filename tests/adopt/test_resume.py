@@ -27,7 +27,7 @@ import torch
 from kiban.adopt.job import adopt, resume
 torch.set_num_threads(1)
 table, folder, settings = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
-tell = lambda stage, done, total: print(stage, flush=True)
+tell = lambda stage, done, total: print(stage.partition(" | ")[0], flush=True)
 if (folder / "config.yaml").exists():
     resume(folder, progress=tell)
 else:

@@ -397,7 +397,7 @@ def check_kills(verb: str, raw: Path, folder: Path, tokenizer: Tokenizer, kills:
     draw, out, killed = random.Random(0), folder / "out", 0
     while killed < kills:
         with begin(verb, raw, out, folder / "tokenizer", processes) as run:
-            if not advance(run, draw.randrange(3), draw):
+            if not advance(run, draw.randrange(2 if kills > 10 else 3), draw):
                 break
             killed += 1
         assert not out.exists() and len(list(folder.iterdir())) <= 3  # nothing but the unfinished folder
