@@ -39,7 +39,7 @@ class Rates:
             # The first block's work is done when this is called first; what came before it was there already.
             self.stage, self.begun, self.first = stage, time.monotonic(), (documents, done)
         self.last = (documents, done)
-        self.progress(f"{self.name} | {self.rate}, MB:", round(done / 1e6), round(total / 1e6))
+        self.progress(f"{self.name} | {self.rate}, MB", round(done / 1e6), round(total / 1e6))
 
     @property
     def name(self) -> str:
