@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import hashlib
 import json
@@ -109,6 +110,28 @@ def staged_folder(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def staged_file(path: Path) -> Iterator[Path]:
+    """A path to write to; what is written appears at path at once, flushed to disk, when the block ends without an error.
+
+    A file that is there is replaced. A kill leaves the old one or the new one.
+    """
+    staged = path.with_name(f".{path.name}.tmp")
+    try:
+        yield staged
+        sync(staged)
+        staged.replace(path)
+        sync(path.parent)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write or replace a file at once, in UTF-8."""
+    with staged_file(path) as staged:
+        staged.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
 def exclusive(path: Path, *, seconds: float = 0.0, error: KibanError) -> Iterator[None]:
     """Hold a lock file, alone among all processes; the system lets go when the process ends, however it ends.
 
@@ -147,6 +170,11 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def run_folder(name: str, when: datetime.datetime | None = None) -> Path:
+    """Where a run of this name goes that was given no folder: `runs/name-20260401-093000`."""
+    return Path("runs") / f"{name}-{when or datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
 def sha256_of(path: Path) -> str:

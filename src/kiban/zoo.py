@@ -38,6 +38,7 @@ __all__ = [
     "family_of",
     "initialise",
     "load",
+    "new",
     "presets",
     "save",
     "save_gguf",
@@ -89,12 +90,27 @@ def create(
     if preset not in presets():
         raise ConfigError("preset", field=preset, why="unknown", hint=did_you_mean(preset, presets()))
     family, config = presets()[preset]
+    return new(family, config, preset, head=head, labels=labels, generator=generator, dtype=dtype, device=device)
+
+
+def new(
+    family: Family,
+    config: Any,
+    source: str,
+    *,
+    head: str | None = None,
+    labels: Sequence[str] = (),
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Loaded:
+    """A model of this configuration with random weights, named source. As `create`."""
     with torch.device(device):
         module = family.build(config).to(dtype)
         module = module if head is None else _head(family, head).build(module, len(labels)).to(dtype)
     if torch.device(device).type != "meta":
         initialise(module, generator)
-    return Loaded(family, config, module, None, head, tuple(labels), preset, None)
+    return Loaded(family, config, module, None, head, tuple(labels), source, None)
 
 
 def initialise(module: nn.Module, generator: torch.Generator | None) -> nn.Module:

@@ -1,9 +1,10 @@
-"""Llama against transformers, random weights, float32."""
+"""What is Llama's own; `test_decoders` holds what every decoder does."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,105 +12,27 @@ from torch import Tensor
 
 from kiban import zoo
 from kiban.errors import LimitError
-from kiban.families.llama import Llama, LlamaConfig
+from kiban.families.llama import Llama
 from kiban.weights.gguf import read_gguf
 from kiban.weights.names import to_ours, to_published
 
 TOLERANCE = 1e-4
-BASE: dict[str, Any] = {"vocab_size": 97, "num_layers": 3, "dim": 48, "num_heads": 6, "num_kv_heads": 2}
-BASE |= {"ffn_dim": 80, "max_seq_len": 64}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "one key head for each": {"num_kv_heads": 6},
-    "tied": {"tied": True},
-    "qwen2": {"qkv_bias": True, "rope_base": 1_000_000.0},
-    "mistral": {"sliding_window": 5},
-}
-
-
-def small(**changes: Any) -> zoo.Loaded:
-    """A small random Llama; weights large enough that a mistake shows."""
-    config = LlamaConfig(**{**BASE, **changes})
-    module = zoo.initialise(Llama(config), torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
-    return zoo.Loaded(zoo.families()["llama"], config, module.eval(), None, None, (), "small", None)
-
-
-@pytest.fixture(scope="module", params=VARIANTS)
-def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Llama, Any]:
-    """A model of ours, and transformers' opened from the folder that we saved."""
-    from transformers import AutoModelForCausalLM
-
-    loaded = small(**VARIANTS[request.param])
-    folder = tmp_path_factory.mktemp("llama") / "model"
-    zoo.save(loaded, folder)
-    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    assert isinstance(loaded.module, Llama)
-    return loaded.module, theirs
+Small = Callable[..., zoo.Loaded]
 
 
 @pytest.fixture
-def tokens() -> Tensor:
-    return torch.randint(0, 97, (3, 20), generator=torch.Generator().manual_seed(3))
+def small(decoder_of: Small) -> Small:
+    return partial(decoder_of, "llama")
 
 
 @torch.inference_mode()
-def test_logits_equal_transformers(both: tuple[Llama, Any], tokens: Tensor) -> None:
-    ours, theirs = both
-    assert (ours(tokens) - theirs(tokens).logits).abs().max() < TOLERANCE
-
-
-@torch.inference_mode()
-def test_logits_with_padding_on_the_left_equal_transformers(both: tuple[Llama, Any], tokens: Tensor) -> None:
-    ours, theirs = both
-    mask = torch.ones_like(tokens, dtype=torch.bool)
-    mask[0, :7] = mask[1, :3] = False
-    positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
-    expected = theirs(tokens, attention_mask=mask.long(), position_ids=positions).logits
-    assert ((ours(tokens, mask=mask) - expected).abs() * mask[..., None]).max() < TOLERANCE
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("chunks", [[20], [1] * 20, [9, 1, 10]], ids=["whole", "one by one", "uneven"])
-def test_logits_with_a_cache_equal_those_without(both: tuple[Llama, Any], tokens: Tensor, chunks: list[int]) -> None:
-    ours, _ = both
-    cache, parts, start = ours.make_cache(3, 20), [], 0
-    for size in chunks:
-        parts.append(ours(tokens[:, start : start + size], cache=cache))
-        start += size
-    assert (torch.cat(parts, dim=1) - ours(tokens)).abs().max() < TOLERANCE
-
-
-@torch.inference_mode()
-def test_a_padded_row_with_a_cache_answers_as_it_does_alone(both: tuple[Llama, Any], tokens: Tensor) -> None:
-    ours, _ = both
-    mask = torch.ones_like(tokens, dtype=torch.bool)
-    mask[0, :7] = False
-    cache = ours.make_cache(3, 20)
-    ours(tokens[:, :15], mask=mask[:, :15], cache=cache)
-    last = [ours(tokens[:, t : t + 1], mask=mask[:, : t + 1], cache=cache) for t in range(15, 20)][-1]
-    assert (last[0, 0] - ours(tokens[:1, 7:])[0, -1]).abs().max() < TOLERANCE
-
-
-@torch.inference_mode()
-def test_packed_sequences_under_a_mask_of_queries_answer_as_they_do_alone(tokens: Tensor) -> None:
-    model = small().module
-    owner = torch.tensor([0] * 7 + [1] * 4 + [2] * 9)
-    packed = model(tokens[:1], mask=(owner[:, None] == owner).tril()[None])
-    alone = [model(tokens[:1, owner == i]) for i in range(3)]
-    assert (packed - torch.cat(alone, dim=1)).abs().max() < TOLERANCE
-
-
-@torch.inference_mode()
-def test_a_window_and_a_mask_of_queries_do_not_mix(tokens: Tensor) -> None:
+def test_a_window_and_a_mask_of_queries_do_not_mix(small: Small, tokens: Tensor) -> None:
     with pytest.raises(LimitError, match="window"):
         small(sliding_window=5).module(tokens, mask=torch.ones(3, 20, 20, dtype=torch.bool))
 
 
 @torch.inference_mode()
-def test_classifier_equals_transformers(tokens: Tensor, tmp_path: Path) -> None:
+def test_classifier_equals_transformers(small: Small, tokens: Tensor, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
     small_model = small()
@@ -124,17 +47,6 @@ def test_classifier_equals_transformers(tokens: Tensor, tmp_path: Path) -> None:
     tokens[0, 12:] = 0
     expected = theirs(tokens, attention_mask=(tokens != 0).long()).logits
     assert (loaded.module(tokens, mask=tokens != 0) - expected).abs().max() < TOLERANCE
-
-
-@pytest.mark.parametrize("change", VARIANTS.values(), ids=VARIANTS)
-@pytest.mark.parametrize("kind", ["hf", "gguf"])
-def test_names_map_to_published_ones_and_back(change: dict[str, Any], kind: str) -> None:
-    loaded = small(**change)
-    table = getattr(loaded.family, f"{kind}_names")(loaded.config)
-    ours = {name: parameter.detach() for name, parameter in loaded.module.named_parameters()}
-    back = to_ours(table, to_published(table, ours), wanted=ours, source="test")
-    assert back.keys() == ours.keys()
-    assert all(torch.equal(back[name], ours[name]) for name in ours)
 
 
 @pytest.mark.weights

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kiban.objectives.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_and_hits
+from kiban.objectives.linear_cross_entropy import linear_cross_entropy
 
 N, D, V = 23, 12, 37
 
@@ -41,7 +41,7 @@ def gradients(total: Tensor, *inputs: Tensor | None) -> list[Tensor]:
 @pytest.mark.parametrize(("bias", "ignored", "z_loss"), [(True, True, 0.1), (False, False, 0.0), (False, True, 1e-4)])
 def test_it_equals_the_loss_of_whole_logits(chunk: int | None, bias: bool, ignored: bool, z_loss: float) -> None:
     hidden, weight, targets, offset = case(bias=bias, ignored=ignored)
-    total, z = linear_cross_entropy(hidden, weight, targets, bias=offset, z_loss=z_loss, chunk=chunk)
+    total, z, _ = linear_cross_entropy(hidden, weight, targets, bias=offset, z_loss=z_loss, chunk=chunk)
     expected, expected_z = whole(hidden, weight, targets, offset, z_loss)
     torch.testing.assert_close(total, expected)
     torch.testing.assert_close(z, expected_z.detach())
@@ -65,7 +65,7 @@ def test_under_autocast_products_are_bfloat16_and_the_softmax_is_not(z_loss: flo
     hidden, weight, targets, bias = case()
     exact = gradients(whole(hidden, weight, targets, bias, z_loss)[0], hidden, weight, bias)
     with torch.autocast("cpu", torch.bfloat16):
-        total, z = linear_cross_entropy(hidden, weight, targets, bias=bias, z_loss=z_loss, chunk=6)
+        total, z, _ = linear_cross_entropy(hidden, weight, targets, bias=bias, z_loss=z_loss, chunk=6)
         expected, _ = whole(hidden, weight, targets, bias, z_loss)
     assert total.dtype == z.dtype == torch.float32
     torch.testing.assert_close(total, expected, rtol=4e-3, atol=0.0)
@@ -92,36 +92,36 @@ def test_only_what_asks_for_a_gradient_gets_one() -> None:
     expected = gradients(whole(hidden, weight, targets, bias, 0.0)[0], hidden, weight, bias)
     for i, name in enumerate(("hidden", "weight", "bias")):
         inputs = [t.detach().requires_grad_(i == j) for j, t in enumerate((hidden, weight, bias))]
-        total, _ = linear_cross_entropy(inputs[0], inputs[1], targets, bias=inputs[2], chunk=4)
+        total, *_ = linear_cross_entropy(inputs[0], inputs[1], targets, bias=inputs[2], chunk=4)
         torch.testing.assert_close(gradients(total, inputs[i]), [expected[i]], msg=name)
     with torch.no_grad():
-        total, _ = linear_cross_entropy(hidden, weight, targets, bias=bias)
+        total, *_ = linear_cross_entropy(hidden, weight, targets, bias=bias)
     assert not total.requires_grad
 
 
 def test_backward_may_run_twice() -> None:
     hidden, weight, targets, _ = case(bias=False)
-    total, _ = linear_cross_entropy(hidden, weight, targets)
+    total, *_ = linear_cross_entropy(hidden, weight, targets)
     first, second = (torch.autograd.grad(scale * total, weight, retain_graph=True)[0] for scale in (1.0, 3.0))
     torch.testing.assert_close(3 * first, second)
 
 
 def test_rows_without_a_target_cost_nothing_and_change_nothing() -> None:
     hidden, weight, targets, _ = case(bias=False)
-    total, _ = linear_cross_entropy(hidden, weight, torch.full_like(targets, -100), z_loss=1.0)
+    total, *_ = linear_cross_entropy(hidden, weight, torch.full_like(targets, -100), z_loss=1.0)
     assert float(total.detach()) == 0.0
     for gradient in gradients(total, hidden, weight):
         assert not gradient.any()
     with torch.no_grad():
         hidden[::3] = float("nan")  # the ignored ones
-    total, _ = linear_cross_entropy(hidden, weight, targets)
+    total, *_ = linear_cross_entropy(hidden, weight, targets)
     assert total.isfinite()
     assert gradients(total, hidden, weight)[1].isfinite().all()
 
 
 def test_large_logits_do_not_overflow() -> None:
     hidden, weight, targets, _ = case(bias=False)
-    total, _ = linear_cross_entropy(1e4 * hidden, weight, targets)
+    total, *_ = linear_cross_entropy(1e4 * hidden, weight, targets)
     torch.testing.assert_close(total, whole(1e4 * hidden, weight, targets, None, 0.0)[0])
     assert all(g.isfinite().all() for g in gradients(total, hidden, weight))
 
@@ -130,7 +130,7 @@ def test_hits_are_the_rows_whose_target_is_likeliest() -> None:
     hidden, weight, targets, bias = case()
     best = F.linear(hidden, weight, bias).argmax(-1)
     targets[1:10:3] = best[1:10:3]
-    _, _, hits = linear_cross_entropy_and_hits(hidden, weight, targets, bias=bias, chunk=4)
+    _, _, hits = linear_cross_entropy(hidden, weight, targets, bias=bias, chunk=4)
     assert int(hits) == int((best == targets).sum()) >= 3
 
 

@@ -23,7 +23,7 @@ def prune(loaded: zoo.Loaded, keep: Iterable[int], *, dropout: float | None = No
     """
     tokenizer = loaded.tokenizer
     backend = tokenizer.backend if tokenizer else None
-    if not isinstance(backend, Fast) or type(backend.open.model).__name__ != "WordPiece" or loaded.head is not None:
+    if not isinstance(backend, Fast) or backend.kind != "WordPiece" or loaded.head is not None:
         raise ConfigError(loaded.source, why="is not a bare model with a WordPiece tokenizer")
     assert tokenizer is not None
     kept = sorted({*keep, *backend.control_tokens().values()})
@@ -43,8 +43,6 @@ def prune(loaded: zoo.Loaded, keep: Iterable[int], *, dropout: float | None = No
 
 
 def _renumbered(tokenizer: Tokenizer, backend: Fast, kept: list[int]) -> Tokenizer:
-    from tokenizers import Tokenizer as Library
-
     values = json.loads(backend.open.to_str())
     new = {old: place for place, old in enumerate(kept)}
     vocabulary = values["model"]["vocab"]
@@ -52,13 +50,8 @@ def _renumbered(tokenizer: Tokenizer, backend: Fast, kept: list[int]) -> Tokeniz
     for token in values["added_tokens"]:
         token["id"] = new[token["id"]]
     _renumber(values["post_processor"], new)
-    return Tokenizer(
-        Fast(Library.from_str(json.dumps(values, ensure_ascii=False))),
-        special=tokenizer.special,
-        chat_template=tokenizer.chat_template,
-        max_len=tokenizer.max_len,
-        settings={key: value for key, value in tokenizer.settings.items() if key != "added_tokens_decoder"},
-    )
+    settings = {key: value for key, value in tokenizer.settings.items() if key != "added_tokens_decoder"}
+    return tokenizer.changed(values, settings)
 
 
 def _renumber(post: dict[str, Any] | None, new: dict[int, int]) -> None:

@@ -16,12 +16,12 @@ from kiban import zoo
 from kiban.config import Progress, silent
 from kiban.errors import ConfigError
 from kiban.inputs.backends import Fast
+from kiban.inputs.japanese_bert import PREFIX
 from kiban.inputs.learn.more_bpe import more_bpe
 from kiban.inputs.learn.more_wordpiece import more_wordpiece
 from kiban.inputs.tokenizer import Tokenizer
 
 Init = Literal["mean", "random"]
-PREFIX = "##"  # of WordPiece tokens that do not begin a word
 
 
 def expand(tokenizer: Tokenizer, texts: Iterable[str], *, num_new: int, progress: Progress = silent) -> Tokenizer:
@@ -110,13 +110,13 @@ def _pieces(tokenizer: Tokenizer, token: str) -> list[int]:
 
 def _kind(tokenizer: Tokenizer) -> str:
     backend = tokenizer.backend
-    return type(backend.open.model if isinstance(backend, Fast) else backend).__name__
+    return backend.kind if isinstance(backend, Fast) else type(backend).__name__
 
 
 def _vocabulary(tokenizer: Tokenizer) -> dict[str, int]:
     if not isinstance(tokenizer.backend, Fast):
         raise ConfigError("grow", why=f"a {_kind(tokenizer)} tokenizer cannot be expanded")
-    return dict(tokenizer.backend.open.get_vocab(with_added_tokens=True))
+    return tokenizer.backend.vocabulary
 
 
 def sentence_files(loaded: zoo.Loaded) -> dict[str, str | bytes]:

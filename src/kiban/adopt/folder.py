@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import os
 import platform
@@ -106,8 +105,8 @@ def alone(folder: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def new_folder(name: str) -> Path:
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"adopt-{name}-{stamp}"
+    """Where a run goes that was given no folder."""
+    return files.run_folder(f"adopt-{name}")
 
 
 def keep_frame(frame: Any, folder: Path) -> Path:

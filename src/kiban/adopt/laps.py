@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kiban.errors import FormatError
+from kiban.files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ def read_laps(path: Path) -> dict[tuple[str, int], Lap]:
                 path, line=number, why=f"is damaged: {error}", hint="start again in a new folder"
             ) from error
     if cut:
-        write_atomically(path, b"".join(line + b"\n" for line in whole).decode("utf-8"))
+        write_text(path, b"".join(line + b"\n" for line in whole).decode("utf-8"))
     return {(lap.id, lap.rung): lap for lap in laps}
 
 
@@ -52,13 +53,3 @@ def append_lap(path: Path, lap: Lap) -> None:
         file.write(json.dumps(lap.__dict__, ensure_ascii=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file at once, flushed to disk, so that a kill leaves the old one or the new one."""
-    staged = path.with_name(path.name + ".tmp")
-    with staged.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    staged.replace(path)

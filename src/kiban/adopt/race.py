@@ -31,14 +31,14 @@ from kiban.adopt.budget import (
     least_seconds,
     measuring_seconds,
 )
-from kiban.adopt.laps import Lap, append_lap, read_laps, write_atomically
+from kiban.adopt.laps import Lap, append_lap, read_laps
 from kiban.adopt.measure import Measured, measure
 from kiban.adopt.strategies import load_predictor, strategy
 from kiban.adopt.strategies.base import Candidate, Job, Predictor, Rows, Task
 from kiban.config import Progress, silent
 from kiban.errors import BudgetError, IntegrityError, KibanError
 from kiban.evaluate.metrics import macro_f1
-from kiban.files import MANIFEST, read_json, write_manifest
+from kiban.files import MANIFEST, read_json, write_manifest, write_text
 
 FRACTIONS = (0.25, 0.5, 1.0)  # of the training rows
 PROBE_TRAIN, PROBE_VALIDATION = 64, 8  # rows on which a candidate's cost is measured
@@ -95,7 +95,7 @@ class Race:
                 self.costs[candidate.id] = self._probe(candidate, deadline) if self.budget.seconds else Cost()
             self.progress("plan", len(self.candidates), len(self.candidates))
             costs = {id: cost.__dict__ for id, cost in self.costs.items()}
-            write_atomically(path, json.dumps({"seconds": time.perf_counter() - start, "costs": costs}, indent=1))
+            write_text(path, json.dumps({"seconds": time.perf_counter() - start, "costs": costs}, indent=1))
         found = json.loads(path.read_text(encoding="utf-8"))
         if set(found["costs"]) != set(self.candidates):
             why = "the run began with other candidates (a model or the version of kiban has changed)"
@@ -329,7 +329,7 @@ class Race:
                 except KibanError as error:
                     last[id] = self._fail(id, len(self.rungs), error, 0.0)
                     continue
-                write_atomically(path, json.dumps(measured.__dict__))
+                write_text(path, json.dumps(measured.__dict__))
             results[id] = Measured(**json.loads(path.read_text(encoding="utf-8")))
         return results
 

@@ -31,7 +31,6 @@ class Law(NamedTuple):
 
 # The refit: the constants printed by Hoffmann et al., rounded, do not give their own Chinchilla-70B.
 BESIROGLU = Law(1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # Besiroglu et al. 2024, table 1
-HOFFMANN = Law(1.69, 406.4, 410.7, 0.34, 0.28)
 
 
 def effective_tokens(tokens: float, unique: float) -> float:

@@ -13,6 +13,7 @@ import typer
 from kiban.cli.console import Console, current
 from kiban.cli.data_options import as_shares, compression, inputs, means, one_of, open_tokenizer, rules
 from kiban.cli.data_show import rule, samples, show_facts, show_report, word
+from kiban.cli.options import TRIAL, AsJson, Field, Lang, Out
 from kiban.cli.rates import rates
 from kiban.errors import ConfigError
 
@@ -20,11 +21,8 @@ if TYPE_CHECKING:
     from kiban.data.prepare import Means
 
 data_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
-TRIAL = 2000  # documents of a dry run
 
 Paths = Annotated[list[Path], typer.Argument(help="files or folders: .txt .md .jsonl .ndjson (+ .gz .zst) .parquet")]
-Out = Annotated[Path | None, typer.Option(help="new folder for the result")]
-Field = Annotated[str, typer.Option("--text", help="column of the text in JSONL and Parquet")]
 Id = Annotated[str | None, typer.Option("--id", help="column that names each document; it must be there and differ")]
 OnBadRow = Annotated[str, typer.Option(help="stop, or skip (bad rows go to quarantine.jsonl)")]
 Processes = Annotated[int | None, typer.Option(min=1, help="default: one per core")]
@@ -34,8 +32,6 @@ Similarity = Annotated[
     float, typer.Option(min=0.5, max=1.0, help="from which texts are near-copies; 1: exact ones only")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="tell what would come of it, leave nothing")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
-Lang = Annotated[str | None, typer.Option(help="ja or en; default: from LANG")]
 
 
 @data_app.callback()

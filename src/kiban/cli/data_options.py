@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kiban.cli.console import Console
+from kiban.config import num_cores
 from kiban.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ def inputs(paths: list[Path], field: str, id_field: str | None, on_bad_row: str,
 
 def means(processes: int | None, ray: str | None, watch: Any) -> Means:
     from kiban.data.prepare import Means
-    from kiban.data.workers import num_cores
 
     return Means(processes=processes or num_cores(), ray=ray, watch=watch)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kiban.cli.console import current
+from kiban.cli.options import AsJson, Lang
 from kiban.cli.sizes import as_bytes, shown
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ HEADERS = {
     "ja": ("名前", "系列", "入力→出力", "言語", "パラメータ", "メモリ", "取得", "ライセンス", "手元"),
     "en": ("name", "family", "reads→writes", "languages", "parameters", "memory", "download", "licence", "here"),
 }
-Lang = Annotated[str | None, typer.Option(help="ja or en; default: from LANG")]
 
 
 @models_app.callback(invoke_without_command=True)
@@ -31,7 +31,7 @@ def list_models(
     writes: Annotated[str | None, typer.Option(help="only models that write text, embedding, image or audio")] = None,
     commercial: Annotated[bool, typer.Option("--commercial", help="only where commercial use is allowed")] = False,
     max_memory: Annotated[str | None, typer.Option(help="only what fits, for example 2GB")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: AsJson = False,
     lang: Lang = None,
 ) -> None:
     """The catalogue: list what can be loaded by name, show all about a model, pull its weights.
@@ -81,9 +81,7 @@ def list_models(
 
 
 @models_app.command("show")
-def show(
-    name: str, as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False, lang: Lang = None
-) -> None:
+def show(name: str, as_json: AsJson = False, lang: Lang = None) -> None:
     """Everything that is known about a model."""
     from kiban.catalogue.entries import find
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import time as clock
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kiban.cli.console import Console, current
+from kiban.cli.data_options import open_tokenizer
+from kiban.cli.options import AsJson, Field, Lang
 from kiban.cli.pretrain_words import WORDS
 from kiban.cli.sizes import as_count, as_seconds
-from kiban.config import to_dict, write_yaml
+from kiban.config import num_cores, to_dict, write_yaml
 from kiban.errors import ConfigError
+from kiban.files import run_folder
 
 if TYPE_CHECKING:
     from kiban.config import Progress
@@ -40,7 +42,7 @@ def pretrain_command(
     size: Annotated[str, typer.Option(help="auto, or a size of the recipe; see --sizes")] = "auto",
     tokenizer: Annotated[str | None, typer.Option(help="a folder or catalogue name; default: learn one")] = None,
     vocab_size: Annotated[int, typer.Option(min=0, help="of the tokenizer to learn; 0: by the amount of text")] = 0,
-    field: Annotated[str, typer.Option(help="column of the text in JSONL and Parquet")] = "text",
+    field: Field = "text",
     out: Annotated[Path | None, typer.Option(help="run folder; default: a new one under runs/")] = None,
     resume: Annotated[Path | None, typer.Option(help="continue an interrupted run, with its own settings")] = None,
     config: Annotated[Path | None, typer.Option(help="the config.yaml of a run, to repeat it")] = None,
@@ -53,8 +55,8 @@ def pretrain_command(
         bool, typer.Option("--compile", help="compile the blocks (a minute, then faster)")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
-    lang: Annotated[str | None, typer.Option(help="ja or en; default: from LANG")] = None,
+    as_json: AsJson = False,
+    lang: Lang = None,
 ) -> None:
     """Pretrain a model from random weights on your own text; leaves a model that opens in Hugging Face tools.
 
@@ -103,16 +105,20 @@ def pretrain_command(
     if folder is None:
         # Processes do not look at their clocks in the same second.
         begun = datetime.datetime.fromtimestamp(parallel.first(int(clock.time())))
-        folder = Path("runs") / f"pretrain-{settings.family}-{begun:%Y%m%d-%H%M%S}"
+        folder = run_folder(f"pretrain-{settings.family}", begun)
     if parallel.rank:
         console = Console(console.lang, silent=True)
     elif resume is None and folder.exists() and any(folder.iterdir()):
         raise ConfigError(folder, why="exists already", hint=f"--resume {folder} goes on with it")
     with parallel.together(), console.progress() as progress:
         run = _Run(settings, folder, console, parallel, progress)
-        run.prepare()
-        if not dry_run:
-            run.train(as_json)
+        try:
+            run.prepare()
+            if not dry_run:
+                run.train(as_json)
+        except KeyboardInterrupt:
+            console.note(_say("stopped", console, folder=folder))
+            raise
     parallel.close()
 
 
@@ -160,9 +166,9 @@ class _Run:
             self.folder / "data",
             recipe,
             vocab_size=self.settings.vocab_size,
-            tokenizer=_tokenizer(self.settings.tokenizer) if self.settings.tokenizer else None,
+            tokenizer=open_tokenizer(self.settings.tokenizer, self.console) if self.settings.tokenizer else None,
             field=self.settings.field,
-            processes=self.settings.processes or os.cpu_count() or 1,
+            processes=self.settings.processes or num_cores(),
             progress=self.progress,
         )
 
@@ -216,23 +222,13 @@ def _choose(plans: dict[str, Plan], seconds: float, corpus: Corpus, console: Con
     for name, plan in plans.items():
         parameters, rate = measure(plan)
         rungs[name] = Rung(parameters, seconds * rate)
-        best, losses = best_size(rungs, corpus.train.facts.tokens)
-        facts = {"size": name, "parameters": parameters, "rate": rate, "loss": losses[name]}
+        facts = {"size": name, "parameters": parameters, "rate": rate, "tokens": seconds * rate}
         console.note(_say("rung", console, **facts))
+        best, _ = best_size(rungs, corpus.train.facts.tokens)
         if best != name:
             break
     console.note(_say("size", console, size=best))
     return plans[best]
-
-
-def _tokenizer(name: str) -> Any:
-    from kiban.inputs.tokenizer import Tokenizer
-
-    if Path(name).is_dir():
-        return Tokenizer.from_folder(Path(name))
-    from kiban import zoo
-
-    return zoo.load(name).tokenizer
 
 
 def _say(key: str, console: Console, **values: Any) -> str:

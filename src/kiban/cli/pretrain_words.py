@@ -12,8 +12,8 @@ WORDS: dict[str, dict[str, str]] = {
         "en": "This machine is busy: one thread is used ({one:,.0f} tokens/s, against {all:,.0f} with all threads)",
     },
     "rung": {
-        "ja": "  {size}: {parameters:,} パラメータ、{rate:,.0f} トークン/秒、予測損失 {loss:.2f}",
-        "en": "  {size}: {parameters:,} parameters, {rate:,.0f} tokens/s, predicted loss {loss:.2f}",
+        "ja": "  {size}: {parameters:,} パラメータ、{rate:,.0f} トークン/秒、この時間で {tokens:,.0f} トークン",
+        "en": "  {size}: {parameters:,} parameters, {rate:,.0f} tokens/s, {tokens:,.0f} tokens in this time",
     },
     "size": {
         "ja": "大きさ: {size} (この時間ではスケーリング則による最良)",

@@ -12,6 +12,7 @@ import typer
 
 from kiban.cli.console import Console, current
 from kiban.cli.data_options import one_of, open_tokenizer
+from kiban.cli.options import TRIAL, AsJson, Field, Lang, Out
 from kiban.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 tokenizer_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 KINDS = ("bpe", "unigram", "wordpiece")
-TRIAL = 2000  # documents of a dry run
 COMPARED = 10_000  # of the user's documents
 WORDS = {
     "ja": {
@@ -44,11 +44,7 @@ COLUMNS = {
 }
 
 Paths = Annotated[list[Path], typer.Argument(help="files or folders: .txt .md .jsonl (+ .gz .zst) .parquet")]
-Out = Annotated[Path | None, typer.Option(help="new folder for the result")]
-Field = Annotated[str, typer.Option("--text", help="column of the text in JSONL and Parquet")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="look at some documents only, and leave nothing")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
-Lang = Annotated[str | None, typer.Option(help="ja or en; default: from LANG")]
 
 
 @tokenizer_app.callback()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import shlex
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kiban.cli.console import Console, current
+from kiban.cli.options import AsJson, Lang
+from kiban.files import run_folder
 
 if TYPE_CHECKING:
     from kiban.tour.exhibit import Outcome
@@ -34,8 +35,8 @@ def tour_command(
         Path | None, typer.Option(help="run folder, taken up where it was left; default: a new one under runs/")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="a reduced run, to see how it goes")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-    lang: Annotated[str | None, typer.Option(help="ja or en; default: from LANG")] = None,
+    as_json: AsJson = False,
+    lang: Lang = None,
 ) -> None:
     """The tour: every system trained small, its signature ability measured beside an ablation.
 
@@ -54,8 +55,7 @@ def tour_command(
     from kiban.tour.exhibit import find
     from kiban.tour.running import run
 
-    found, stamp = find(exhibit), datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = out or Path("runs") / f"tour-{exhibit}-{stamp}"
+    found, folder = find(exhibit), out or run_folder(f"tour-{exhibit}")
     try:
         with console.progress() as progress:
             outcome = run(found, folder, seeds=seeds, quick=quick, lang=console.lang, progress=progress)

@@ -12,6 +12,7 @@ from kiban.data.personal import mask
 from kiban.data.prepare import (
     DROPPED,
     SAMPLES,
+    SHOWN,
     Block,
     Compression,
     Inputs,
@@ -26,8 +27,6 @@ from kiban.data.prepare import (
 from kiban.data.quality import Document, Rules, broken_rule
 from kiban.data.sources import KIND
 from kiban.data.tidy import NormalForm, tidy
-
-SHOWN = 1000  # characters of a dropped document that are kept to look at
 
 
 @dataclass

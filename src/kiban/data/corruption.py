@@ -15,10 +15,9 @@ from torch import Tensor
 
 from kiban.errors import ConfigError
 from kiban.inputs.backends import Fast, JapaneseBert
+from kiban.inputs.batch import IGNORE
+from kiban.inputs.japanese_bert import PREFIX
 from kiban.inputs.tokenizer import Tokenizer
-
-IGNORE = -100
-PREFIX = "##"  # of WordPiece tokens that go on with a word
 
 
 def continues(tokenizer: Tokenizer) -> Tensor:
@@ -27,14 +26,10 @@ def continues(tokenizer: Tokenizer) -> Tensor:
     In Japanese a word is one of MeCab's. Raises ConfigError if the tokenizer is not BERT's.
     """
     backend = tokenizer.backend
-    if isinstance(backend, JapaneseBert):
-        vocabulary = backend.vocabulary
-    elif isinstance(backend, Fast) and type(backend.open.model).__name__ == "WordPiece":
-        vocabulary = backend.open.get_vocab(with_added_tokens=True)
-    else:
+    if not isinstance(backend, JapaneseBert) and not (isinstance(backend, Fast) and backend.kind == "WordPiece"):
         raise ConfigError("masked words", why="this tokenizer is not WordPiece", hint="take a BERT's tokenizer")
     result = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)
-    result[[id for token, id in vocabulary.items() if token.startswith(PREFIX) and token != PREFIX]] = True
+    result[[id for token, id in backend.vocabulary.items() if token.startswith(PREFIX) and token != PREFIX]] = True
     return result
 
 

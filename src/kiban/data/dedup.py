@@ -15,6 +15,7 @@ from kiban.data.near_duplicates import ROW, SIMILARITY, groups, signatures
 from kiban.data.prepare import (
     DROPPED,
     SAMPLES,
+    SHOWN,
     Block,
     Compression,
     Inputs,
@@ -30,7 +31,6 @@ from kiban.errors import ConfigError, DatasetError
 
 SIGNATURES, KEYS = "signatures.bin", "keys.bin"
 EXACT, NEAR = "duplicate", "near_duplicate"
-SHOWN = 1000  # characters of a dropped document that are kept to look at
 
 Ints = NDArray[np.int64]
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kiban.config import Progress, silent
-from kiban.data.corruption import IGNORE, WordMasking
+from kiban.data.corruption import WordMasking
 from kiban.errors import ConfigError, DatasetError
-from kiban.inputs.batch import pad_batch
+from kiban.inputs.batch import IGNORE, pad_batch
 
 Pair = tuple[int, int, int, int, bool]  # begin and end of A and of B among all tokens, and whether B is from elsewhere
 

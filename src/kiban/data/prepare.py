@@ -33,6 +33,7 @@ BLOCK_DOCUMENTS = 1024
 COMMIT_BLOCKS = 8
 PART_BYTES = 2**28  # of a file of documents, before compression
 SAMPLES = 20  # dropped documents that are kept to look at, of each rule
+SHOWN = 1000  # characters of each
 QUARANTINE, DROPPED = "quarantine.jsonl", "dropped-samples.jsonl"
 
 

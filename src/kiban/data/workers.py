@@ -25,11 +25,6 @@ class Map(Protocol):
     def __call__(self, work: Callable[[A], B], blocks: Iterable[A]) -> Iterator[B]: ...
 
 
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextlib.contextmanager
 def workers(processes: int = 1, ray: str | None = None) -> Iterator[Map]:
     """A map over so many processes; over the cores of the ray cluster at an address if that is given ("local": here).

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from kiban.config import Family, Traits
 from kiban.errors import ConfigError, FormatError, LimitError
-from kiban.nn import init
 from kiban.nn.attention import Attention, Context, causal_context
 from kiban.nn.block import PostNormBlock, PreNormBlock
 from kiban.nn.cache import KVCache
+from kiban.nn.decoder import Decoder
 from kiban.nn.feedforward import FeedForward
 from kiban.nn.norm import LayerNorm
 from kiban.nn.stack import Stack
@@ -62,8 +62,10 @@ class GPTConfig:
         return self.dim // self.num_heads
 
 
-class GPT(nn.Module):
+class GPT(Decoder):
     """tokens (B, T) int64 to logits (B, T, V)."""
+
+    stds: ClassVar[Mapping[str, float]] = {"position.weight": 0.01}
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -106,29 +108,6 @@ class GPT(nn.Module):
         if cache is not None:
             cache.advance(length)
         return torch.as_tensor(self.norm(x))
-
-    def forward(
-        self, tokens: Tensor, *, mask: Tensor | None = None, cache: KVCache | None = None, last_only: bool = False
-    ) -> Tensor:
-        """Logits (B, T, V), or (B, 1, V) for the last position alone. Arguments as in `hidden`."""
-        x = self.hidden(tokens, mask=mask, cache=cache)
-        return torch.as_tensor(self.head(x[:, -1:] if last_only else x))
-
-    def make_cache(
-        self, batch: int, max_len: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-    ) -> KVCache:
-        """An empty cache for batch sequences of at most max_len tokens."""
-        c = self.config
-        return KVCache(c.num_layers, batch, c.num_heads, c.head_dim, max_len, dtype=dtype, device=device)
-
-    def initialise(self, generator: torch.Generator | None) -> None:
-        """N(0, 0.02^2), positions N(0, 0.01^2); projections back into the residual stream are scaled by 1/sqrt(2L)."""
-        init.constants(self)
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:
-                residual = name.endswith(("attn.o.weight", "ffn.down.weight"))
-                scale = (2 * self.config.num_layers) ** -0.5 if residual else 0.5 if name == "position.weight" else 1.0
-                init.normal(parameter, 0.02 * scale, generator)
 
 
 def _both(published: str, ours: str, *, transposed: bool = False) -> dict[str, Rule]:

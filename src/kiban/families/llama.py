@@ -22,6 +22,7 @@ from kiban.nn import init
 from kiban.nn.attention import Attention, Context, causal_context
 from kiban.nn.block import PreNormBlock
 from kiban.nn.cache import KVCache
+from kiban.nn.decoder import Decoder
 from kiban.nn.feedforward import GatedFeedForward
 from kiban.nn.norm import RMSNorm
 from kiban.nn.positions import Rotary
@@ -57,7 +58,7 @@ class LlamaConfig:
             raise ConfigError(f"num_heads={self.num_heads} is not divisible by num_kv_heads={self.num_kv_heads}")
 
 
-class Llama(nn.Module):
+class Llama(Decoder):
     """tokens (B, T) int64 to logits (B, T, V)."""
 
     def __init__(self, config: LlamaConfig) -> None:
@@ -106,29 +107,6 @@ class Llama(nn.Module):
             cache.advance(length)
         return torch.as_tensor(self.norm(x))
 
-    def forward(
-        self, tokens: Tensor, *, mask: Tensor | None = None, cache: KVCache | None = None, last_only: bool = False
-    ) -> Tensor:
-        """Logits (B, T, V), or (B, 1, V) for the last position alone. Arguments as in `hidden`."""
-        x = self.hidden(tokens, mask=mask, cache=cache)
-        return torch.as_tensor(self.head(x[:, -1:] if last_only else x))
-
-    def make_cache(
-        self, batch: int, max_len: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-    ) -> KVCache:
-        """An empty cache for batch sequences of at most max_len tokens."""
-        c = self.config
-        return KVCache(c.num_layers, batch, c.num_kv_heads, c.head_dim, max_len, dtype=dtype, device=device)
-
-    def initialise(self, generator: torch.Generator | None) -> None:
-        """N(0, 0.02^2); projections back into the residual stream are scaled by 1/sqrt(2L) (Radford et al. 2019)."""
-        init.constants(self)
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:
-                residual = name.endswith(("attn.o.weight", "ffn.down.weight"))
-                scale = (2 * self.config.num_layers) ** -0.5 if residual else 1.0
-                init.normal(parameter, 0.02 * scale, generator)
-
 
 class LlamaClassifier(nn.Module):
     """Logits (B, C) from the state of the last real token."""
@@ -136,7 +114,7 @@ class LlamaClassifier(nn.Module):
     def __init__(self, body: Llama, num_labels: int) -> None:
         super().__init__()
         self.body = body
-        self.body.head = nn.Identity()  # type: ignore[assignment]  # the vocabulary is not predicted
+        self.body.head = nn.Identity()  # the vocabulary is not predicted
         self.score = nn.Linear(body.config.dim, num_labels, bias=False)
 
     def features(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:

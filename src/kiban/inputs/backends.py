@@ -75,6 +75,16 @@ class Fast:
         with _library("tokenizers"):
             self.sealed = _sealed(tokenizer.to_str(), self.secrets)
 
+    @property
+    def kind(self) -> str:
+        """The model's algorithm: BPE, Unigram, WordPiece or WordLevel."""
+        return type(self.open.model).__name__
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token, added ones among them."""
+        return dict(self.open.get_vocab(with_added_tokens=True))
+
     def token_to_id(self, token: str) -> int | None:
         found = self.open.token_to_id(token)
         return None if found is None else int(found)

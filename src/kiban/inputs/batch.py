@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+IGNORE = -100  # a label that counts for nothing, as torch's cross-entropy has it
+
+
 def pad_batch(
     rows: Sequence[Sequence[int]], pad_id: int, *, side: Literal["left", "right"] = "right"
 ) -> tuple[Tensor, Tensor]:

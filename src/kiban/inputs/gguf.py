@@ -25,7 +25,7 @@ def to_gguf(tokenizer: Tokenizer) -> dict[str, Any]:
         why = "does not cut text as GPT-2 does, and GGUF cannot say how it does"
         raise ConfigError("tokenizer", why=why, hint="export to a Hugging Face folder, whose tokenizer.json can")
     assert isinstance(backend, Fast)
-    vocabulary = backend.open.get_vocab(with_added_tokens=True)
+    vocabulary = backend.vocabulary
     tokens = sorted(vocabulary, key=lambda token: vocabulary[token])
     if [vocabulary[token] for token in tokens] != list(range(len(tokens))):
         raise ConfigError("tokenizer", why="leaves out some ids, which GGUF cannot")

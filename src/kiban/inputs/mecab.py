@@ -16,6 +16,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from kiban.config import num_cores
+
 Cut = Callable[[bytes], bytes]
 """UTF-8 text without NUL to its words with a space between two. Spaces, tabs and line feeds are in no word."""
 T = TypeVar("T")
@@ -28,7 +30,7 @@ class Mecab:
 
     def __init__(self) -> None:
         model = _Model.find()
-        self.num_threads = min(MAX_THREADS, _cores()) if model else 1
+        self.num_threads = min(MAX_THREADS, num_cores()) if model else 1
         self._idle: SimpleQueue[Cut] = SimpleQueue()
         for _ in range(self.num_threads):
             self._idle.put(model.cut() if model else _through_fugashi())
@@ -112,10 +114,6 @@ def _arguments() -> list[str]:
 
     folder = Path(unidic_lite.DICDIR)
     return ["-Owakati", "-d", str(folder), "-r", str(folder / "mecabrc")]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _blocks(texts: Sequence[str]) -> list[Sequence[str]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from kiban.errors import ConfigError, FormatError
 from kiban.inputs import build
-from kiban.inputs.backends import Backend, Encoding, SentencePiece, split_controls
+from kiban.inputs.backends import Backend, Encoding, Fast, SentencePiece, split_controls
 from kiban.inputs.batch import pad_batch
 from kiban.inputs.chat import render
 from kiban.inputs.japanese import without_surrogates
@@ -179,6 +179,18 @@ class Tokenizer:
         template = self.chat_template or ""
         text = render(template, messages, add_generation_prompt=add_generation_prompt, special=special)
         return split_controls(without_surrogates(text), self.backend.control_tokens())
+
+    def changed(self, values: Mapping[str, Any], settings: Mapping[str, Any]) -> Tokenizer:
+        """This tokenizer with another tokenizer.json and tokenizer_config.json; special tokens and template stay."""
+        from tokenizers import Tokenizer as Library
+
+        return Tokenizer(
+            Fast(Library.from_str(json.dumps(values, ensure_ascii=False))),
+            special=self.special,
+            chat_template=self.chat_template,
+            max_len=self.max_len,
+            settings=settings,
+        )
 
     # Saving ---------------------------------------------------------------------------------------------------------
 

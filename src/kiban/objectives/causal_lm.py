@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from kiban.data.packing import document_mask
+from kiban.inputs.batch import IGNORE
 from kiban.objectives.base import Batch, Loss
-from kiban.objectives.linear_cross_entropy import IGNORE, linear_cross_entropy
+from kiban.objectives.linear_cross_entropy import linear_cross_entropy
 
 
 class CausalLM:
@@ -43,7 +44,7 @@ class CausalLM:
         mask = document_mask(batch["documents"][:, :-1]) if packed else batch["mask"][:, :-1]
         hidden = self.module.hidden(batch["tokens"][:, :-1], mask=mask)  # (B, T, D)
         head = self.module.head
-        total, z = linear_cross_entropy(
+        total, z, _ = linear_cross_entropy(
             hidden.flatten(0, 1), head.weight, self._targets(batch).flatten(), bias=head.bias, z_loss=self.z_loss
         )
         return Loss(total, {"z_loss": z} if self.z_loss else {})

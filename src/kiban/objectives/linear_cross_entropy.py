@@ -6,13 +6,21 @@ Liger (Hsu et al. 2024, section 3.2) and Cut Cross-Entropy (Wijmans et al. 2025)
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORE = -100
+from kiban.inputs.batch import IGNORE
+
+
+class Losses(NamedTuple):
+    """total: differentiable. z: its part of z_loss, detached. hits: rows whose target has the largest logit, ties too."""
+
+    total: Tensor
+    z: Tensor
+    hits: Tensor
 
 
 def linear_cross_entropy(
@@ -24,30 +32,13 @@ def linear_cross_entropy(
     ignore_index: int = IGNORE,
     z_loss: float = 0.0,
     chunk: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Sum over rows of -log softmax(hidden @ weight.T + bias)[target] + z_loss * log(Z)^2, and the z part alone, detached.
+) -> Losses:
+    """Sum over rows of -log softmax(hidden @ weight.T + bias)[target] + z_loss * log(Z)^2, and what goes with it.
 
     hidden: (N, D); weight: (V, D); bias: (V,); targets: (N,) int64, rows with ignore_index are left out. z_loss keeps
     log(Z) near 0 (Chowdhery et al. 2022, section 5). chunk: rows whose logits are held at once, chosen for speed if None.
     Under autocast products are taken in its dtype, the rest in float32. Differentiable once.
     """
-    total, z, _ = linear_cross_entropy_and_hits(
-        hidden, weight, targets, bias=bias, ignore_index=ignore_index, z_loss=z_loss, chunk=chunk
-    )
-    return total, z
-
-
-def linear_cross_entropy_and_hits(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    *,
-    bias: Tensor | None = None,
-    ignore_index: int = IGNORE,
-    z_loss: float = 0.0,
-    chunk: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`linear_cross_entropy`, and the number of rows whose target has the largest logit (int64; a tie is a hit)."""
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     tensors = (hidden, weight, bias)
@@ -55,8 +46,8 @@ def linear_cross_entropy_and_hits(
     rows = (targets != ignore_index).nonzero().squeeze(1)
     with torch.autocast(kind, enabled=False):
         size = chunk or _rows(len(weight), kind)
-        result: tuple[Tensor, Tensor, Tensor] = _Function.apply(*tensors, targets, rows, z_loss, size, dtype, wanted)  # type: ignore[no-untyped-call]
-    return result
+        found: tuple[Tensor, Tensor, Tensor] = _Function.apply(*tensors, targets, rows, z_loss, size, dtype, wanted)  # type: ignore[no-untyped-call]
+    return Losses(*found)
 
 
 def _rows(vocab_size: int, kind: str) -> int:

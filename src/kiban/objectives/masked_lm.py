@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kiban.inputs.batch import IGNORE
 from kiban.objectives.base import Batch, Loss
-from kiban.objectives.linear_cross_entropy import IGNORE, linear_cross_entropy_and_hits
+from kiban.objectives.linear_cross_entropy import linear_cross_entropy
 
 
 class _Sums(NamedTuple):
@@ -66,7 +67,7 @@ class MaskedLM:
         hidden = body(batch["tokens"], segments=batch.get("segments"), mask=batch["mask"])  # (B, T, D)
         wanted = batch["labels"] != IGNORE
         states = predictor.states(hidden[wanted])  # (number of hidden tokens, D)
-        words, _, right = linear_cross_entropy_and_hits(
+        words, _, right = linear_cross_entropy(
             states, body.embed.token.weight, batch["labels"][wanted], bias=predictor.bias
         )
         if "random_next" not in batch:

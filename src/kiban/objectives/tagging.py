@@ -7,9 +7,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
+from kiban.inputs.batch import IGNORE
 from kiban.objectives.base import Batch, Loss
-
-IGNORE = -100
 
 
 class Tagging:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -44,6 +45,34 @@ class Recipe:
 
 
 Sizes = Mapping[str, Recipe]
+
+# Laptop sizes of decoders, non-embedding parameters in the name: (layers, width).
+LAPTOP = {"0.8m": (4, 128), "1.8m": (4, 192), "3m": (4, 256), "11m": (6, 384), "25m": (8, 512), "50m": (10, 640)}
+
+
+def decoder(family: str, size: str, base: Any, **settings: Any) -> Recipe:
+    """A recipe for next-token prediction with base's sizes and a byte-level BPE."""
+    return Recipe(
+        family=family,
+        size=size,
+        config=lambda vocab_size: dataclasses.replace(base, vocab_size=vocab_size),
+        objective="causal_lm",
+        tokenizer="bpe",
+        seq_len=base.max_seq_len,
+        **settings,
+    )
+
+
+def laptop_context(dim: int) -> int:
+    """Tokens of a row at a laptop size."""
+    return 256 if dim < 384 else 512
+
+
+def laptop_decoder(family: str, size: str, base: Any) -> Recipe:
+    """A laptop size with Muon; rates fall with the width."""
+    return decoder(
+        family, size, base, batch_tokens=4096 if base.dim < 384 else 16384, lr=4e-3 * (192 / base.dim) ** 0.5
+    )
 
 
 def find(sizes: Sizes, name: str) -> Recipe:

@@ -6,10 +6,8 @@ import dataclasses
 from typing import Any
 
 from kiban.families.gpt import PRESETS, GPTConfig
-from kiban.recipes.base import Recipe, Sizes
+from kiban.recipes.base import LAPTOP, Recipe, Sizes, decoder, laptop_context, laptop_decoder
 
-# Non-embedding parameters in the name: (layers, width). Rates fall with the width.
-LAPTOP = {"0.8m": (4, 128), "1.8m": (4, 192), "3m": (4, 256), "11m": (6, 384), "25m": (8, 512), "50m": (10, 640)}
 # Brown et al. 2020, table 2.1: tokens of a batch and the rate.
 PUBLISHED = {
     "gpt2-small": (0.5e6, 6e-4),
@@ -27,24 +25,11 @@ PUBLISHED = {
 }
 
 
-def _recipe(size: str, base: GPTConfig, **settings: Any) -> Recipe:
-    return Recipe(
-        family="gpt",
-        size=size,
-        config=lambda vocab_size: dataclasses.replace(base, vocab_size=vocab_size),
-        objective="causal_lm",
-        tokenizer="bpe",
-        seq_len=base.max_seq_len,
-        **settings,
-    )
-
-
 def _laptop(size: str) -> Recipe:
     layers, dim = LAPTOP[size]
-    context = 256 if dim < 384 else 512
+    context = laptop_context(dim)
     config = GPTConfig(vocab_size=0, num_layers=layers, dim=dim, num_heads=dim // 64, max_seq_len=context)
-    lr = 4e-3 * (192 / dim) ** 0.5
-    return _recipe(size, config, batch_tokens=4096 if dim < 384 else 16384, lr=lr)
+    return laptop_decoder("gpt", size, config)
 
 
 def _published(size: str) -> Recipe:
@@ -52,11 +37,11 @@ def _published(size: str) -> Recipe:
     adam: dict[str, Any] = {"optimizer": "adamw", "schedule": "cosine", "warmup": 0.01}
     # Every layer dense: a band does not mix with the mask that keeps documents apart, and Hugging Face has none.
     config = dataclasses.replace(PRESETS[size], band=None)
-    return _recipe(size, config, batch_tokens=int(batch), lr=lr, vocab_size=config.vocab_size, **adam)
+    return decoder("gpt", size, config, batch_tokens=int(batch), lr=lr, vocab_size=config.vocab_size, **adam)
 
 
 SIZES: Sizes = {
-    "tiny": _recipe("tiny", PRESETS["gpt-tiny"], batch_tokens=1024, lr=5e-3),
+    "tiny": decoder("gpt", "tiny", PRESETS["gpt-tiny"], batch_tokens=1024, lr=5e-3),
     **{size: _laptop(size) for size in LAPTOP},
     **{size: _published(size) for size in PUBLISHED},
 }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from kiban.data.loader import Loader
 from kiban.data.shards import Shards
 from kiban.evaluate.language import bits_per_character, score_documents
 from kiban.evaluate.ngram import KneserNey
+from kiban.files import write_text
 from kiban.generate.sampling import Sampling
 from kiban.generate.text import generate
 from kiban.objectives.base import Objective
@@ -63,14 +64,15 @@ class Plan:
 
     def model(self, *, device: torch.device | str = "cpu") -> zoo.Loaded:
         """The model with fresh weights; of a masked language model with its pretraining heads."""
-        family = zoo.families()[self.recipe.family]
-        config = self.recipe.config(self.corpus.tokenizer.vocab_size)
-        head = None if self.recipe.objective == "causal_lm" else "pretraining"
-        module = family.build(config)
-        if head is not None:
-            module = family.heads[head].build(module, 0)
-        zoo.initialise(module, torch.Generator().manual_seed(self.seed))
-        return zoo.Loaded(family, config, module.to(device), self.corpus.tokenizer, head, (), self.recipe.size, None)
+        loaded = zoo.new(
+            zoo.families()[self.recipe.family],
+            self.recipe.config(self.corpus.tokenizer.vocab_size),
+            self.recipe.size,
+            head=None if self.recipe.objective == "causal_lm" else "pretraining",
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+        loaded.module.to(device)
+        return replace(loaded, tokenizer=self.corpus.tokenizer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +99,9 @@ def rows_of(plan: Plan, shards: Shards) -> tuple[Any, Callable[[list[Any]], dict
     if recipe.objective == "causal_lm":
         return packing.PackedRows(shards, recipe.seq_len), packing.collate, partial(CausalLM, z_loss=recipe.z_loss)
     assert tokenizer.cls_id is not None and tokenizer.sep_id is not None and tokenizer.pad_id is not None
+    ends = [id for mark in SENTENCE_ENDS if (id := tokenizer.backend.token_to_id(mark)) is not None]
     pairs = next_sentence.SentencePairs(
-        [_sentences(shards.document(i)[1:], plan) for i in range(len(shards))],
+        [_sentences(shards.document(i)[1:], ends) for i in range(len(shards))],
         WordMasking.of(tokenizer),
         cls_id=tokenizer.cls_id,
         sep_id=tokenizer.sep_id,
@@ -109,10 +112,8 @@ def rows_of(plan: Plan, shards: Shards) -> tuple[Any, Callable[[list[Any]], dict
     return pairs, collate, partial(MaskedLM, hidden_per_row=pairs.hidden_per_row)
 
 
-def _sentences(ids: np.ndarray[Any, np.dtype[np.int64]], plan: Plan) -> list[list[int]]:
-    """A document's tokens, cut behind each token that ends a sentence."""
-    tokenizer = plan.corpus.tokenizer
-    ends = [id for mark in SENTENCE_ENDS if (id := tokenizer.backend.token_to_id(mark)) is not None]
+def _sentences(ids: np.ndarray[Any, np.dtype[np.int64]], ends: list[int]) -> list[list[int]]:
+    """A document's tokens, cut behind each of ends, the tokens that end a sentence."""
     cuts = np.flatnonzero(np.isin(ids, ends)) + 1
     return [part.tolist() for part in np.split(ids, cuts) if len(part)]
 
@@ -202,6 +203,7 @@ def pretrain(
     material = rows_of(plan, corpus.train)
     trainer = trainer_of(plan, loaded, material, length, folder / "checkpoints", hooks, parallel, progress)
     done = trainer.run()
+    ended = done.stopped_by != "sigterm"  # a signal leaves no time to measure
     result = Pretrained(
         family=recipe.family,
         size=recipe.size,
@@ -213,11 +215,11 @@ def pretrain(
         epochs=done.tokens / corpus.train.facts.tokens,
         seconds=round(done.seconds, 1),
         stopped_by=done.stopped_by,
-        metrics=parallel.inside(loaded.module, lambda: judge(END_CHARACTERS)),
+        metrics=parallel.inside(loaded.module, lambda: judge(END_CHARACTERS)) if ended else {},
         ngram_bits_per_character=floor,
     )
-    if done.stopped_by != "sigterm" and parallel.rank == 0:
-        (folder / "result.json").write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
+    if ended and parallel.rank == 0:
+        write_text(folder / "result.json", json.dumps(asdict(result), indent=1))
     return loaded, result
 
 
@@ -242,7 +244,7 @@ class Judge:
                 )
                 total = int(shards.characters[chosen].sum())
                 return {"bits_per_character": bits_per_character(float(sums.sum()), total)}
-            rows, collate, objective = rows_of(self.plan, self.plan.corpus.held_out)
+            rows, collate, objective = self._pairs
             count = min(len(rows), max(16, characters // self.plan.recipe.seq_len))
             batches = (
                 collate([rows[i] for i in range(start, min(start + 16, count))]) for start in range(0, count, 16)
@@ -250,6 +252,10 @@ class Judge:
             module.eval()
             measured: dict[str, float] = objective(module).evaluate(batches)
             return measured
+
+    @cached_property
+    def _pairs(self) -> tuple[Any, Any, Any]:
+        return rows_of(self.plan, self.plan.corpus.held_out)
 
     def _documents(self, characters: int) -> list[int]:
         """Held-out documents with so many characters together, the same ones every time."""

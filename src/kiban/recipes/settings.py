@@ -46,10 +46,8 @@ def resolve(given: Mapping[str, Any], config: Path | None, changes: Sequence[str
 
     Raises ConfigError for what is unknown, missing or contradictory.
     """
-    values = to_dict(Settings(family="", data=""))
-    if config is not None:
-        values |= read_yaml(config)
     usual = to_dict(Settings(family="", data=""))
+    values = {**usual, **(read_yaml(config) if config else {})}
     values |= {key: value for key, value in given.items() if value is not None and (value != usual[key] or not config)}
     if values["recipe"] is None:
         values["recipe"] = {}
@@ -81,17 +79,8 @@ def recipes(settings: Settings) -> dict[str, Recipe]:
     names = module.LADDER if settings.size == "auto" else (settings.size,)
     changes = settings.recipe or {}
     for key in changes:
-        if key not in (
-            "lr",
-            "batch_tokens",
-            "micro_tokens",
-            "optimizer",
-            "weight_decay",
-            "schedule",
-            "warmup",
-            "z_loss",
-        ):
-            raise ConfigError("recipe", field=key, why="cannot be set")
+        if key not in CHANGEABLE:
+            raise ConfigError("recipe", field=key, why="cannot be set", hint=did_you_mean(key, CHANGEABLE))
     return {name: replace(find(module.SIZES, name), **changes) for name in names}
 
 

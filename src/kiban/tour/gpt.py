@@ -28,8 +28,8 @@ from torch import Tensor
 from kiban.config import Progress
 from kiban.data.loader import Loader
 from kiban.families.gpt import GPT, GPTConfig
+from kiban.inputs.batch import IGNORE
 from kiban.objectives.causal_lm import CausalLM
-from kiban.objectives.linear_cross_entropy import IGNORE
 from kiban.tour.exhibit import Estimate, Exhibit, Lang, Requirement, Words
 from kiban.tour.gpt_world import SHOTS, Ints, Prompts, World, answer_tokens, draw_tables, exact_bayes
 from kiban.tour.page import line

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kiban.config import Progress, read_yaml, silent, to_dict, write_yaml
 from kiban.errors import ConfigError, FormatError, KibanError, NonFiniteError
-from kiban.files import exclusive, read_json
+from kiban.files import exclusive, read_json, write_text
 from kiban.tour.exhibit import MIN_SEEDS, Bar, Estimate, Exhibit, Lang, Outcome
 from kiban.tour.page import page, picture, record
 
@@ -69,8 +69,8 @@ def run(
         )
         outcome.plot.parent.mkdir(exist_ok=True)
         picture(outcome, lang, outcome.plot)
-        _put(folder / "result.json", json.dumps(record(outcome), ensure_ascii=False, indent=1))
-        _put(folder / "README.md", page(outcome, lang))
+        write_text(folder / "result.json", json.dumps(record(outcome), ensure_ascii=False, indent=1) + "\n")
+        write_text(folder / "README.md", page(outcome, lang) + "\n")
     return outcome
 
 
@@ -108,13 +108,6 @@ def _seed(exhibit: Exhibit, settings: Any, seed: int, seeds: int, folder: Path, 
         if not math.isfinite(value):
             raise NonFiniteError(f"{exhibit.name}, seed {seed}", field=name, why=f"is {value}")
     facts = {"seconds": time.perf_counter() - started, "measures": dict(measures)}
-    _put(path, json.dumps(facts, indent=1))
+    write_text(path, json.dumps(facts, indent=1) + "\n")
     shutil.rmtree(work, ignore_errors=True)
     return facts
-
-
-def _put(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(text + "\n", encoding="utf-8")
-    beside.replace(path)

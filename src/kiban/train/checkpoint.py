@@ -60,7 +60,7 @@ def _publish(
             else:
                 write_safetensors(staged, {name: t.detach().cpu().contiguous() for name, t in tensors.items()})
             (staged / "state.json").write_text(json.dumps(state), encoding="utf-8")
-            write_manifest(staged, {"step": path.name.removeprefix("step-")})
+            write_manifest(staged, {"step": int(path.name.removeprefix("step-"))})
     except (KibanError, OSError) as error:
         found = CheckpointError(path, why=f"cannot be written: {error}", hint="free some disk space and resume")
         found.__cause__ = error

@@ -7,13 +7,13 @@ from typing import Literal
 import torch
 from torch import nn
 
-from kiban.nn.stack import Stack
+from kiban.train.blocks import blocks_of
 
 Name = Literal["adamw", "muon"]
 
 
 def optimizers(
-    name: Name, module: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float], eps: float = 1e-8
+    name: Name, module: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float]
 ) -> list[torch.optim.Optimizer]:
     """The optimisers of the parameters that learn; all follow the same schedule.
 
@@ -23,7 +23,9 @@ def optimizers(
     learning = [p for p in module.parameters() if p.requires_grad]
     found: list[torch.optim.Optimizer] = []
     if name == "muon":
-        hidden = {id(p): p for stack in _stacks(module) for p in stack.parameters() if p.requires_grad and p.ndim == 2}
+        hidden = {
+            id(p): p for block in blocks_of(module) for p in block.parameters() if p.requires_grad and p.ndim == 2
+        }
         learning = [p for p in learning if id(p) not in hidden]
         found.append(
             torch.optim.Muon(list(hidden.values()), lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
@@ -33,8 +35,4 @@ def optimizers(
         {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [g for g in groups if g["params"]]
-    return [*found, torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)]
-
-
-def _stacks(module: nn.Module) -> list[Stack]:
-    return [part for part in module.modules() if isinstance(part, Stack)]
+    return [*found, torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=True)]

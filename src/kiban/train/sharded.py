@@ -68,10 +68,8 @@ def shapes(folder: Path) -> Shapes:
 @torch.no_grad()
 def read(folder: Path, targets: Mapping[str, Tensor]) -> None:
     """Fill tensors from those of the same names; a split one takes its part. Raises CheckpointError if they do not fit."""
-    there, wanted = (
-        {n: tuple(s) for n, (s, _) in shapes(folder).items()},
-        {n: tuple(t.shape) for n, t in targets.items()},
-    )
+    there = {name: tuple(shape) for name, (shape, _) in shapes(folder).items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in targets.items()}
     if there != wanted:
         name = min(n for n in {*there, *wanted} if there.get(n) != wanted.get(n))
         why = f"has the shape {there.get(name)}, where the run has {wanted.get(name)}"

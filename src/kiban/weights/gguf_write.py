@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kiban.errors import KibanError
-from kiban.files import sync
+from kiban.files import staged_file
 
 ALIGNMENT = 32
 UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
@@ -38,20 +37,14 @@ def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Te
         data.append(raw + bytes(-len(raw) % ALIGNMENT))
         offset += len(data[-1])
     whole = b"".join(head)
-    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with staged.open("wb") as file:
+        with staged_file(path) as staged, staged.open("wb") as file:
             file.write(whole + bytes(-len(whole) % ALIGNMENT))
             file.writelines(data)
-        sync(staged)
-        staged.replace(path)
-        sync(path.parent)
     except OSError as error:
         hint = "free some disk space" if error.errno == errno.ENOSPC else ""
         raise KibanError(path, why=f"could not be written: {error.strerror or error}", hint=hint) from error
-    finally:
-        staged.unlink(missing_ok=True)
 
 
 def _text(text: str) -> bytes:

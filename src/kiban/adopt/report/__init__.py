@@ -10,6 +10,7 @@ from kiban.adopt.report.formats import Lang
 from kiban.adopt.report.svg import STYLE
 from kiban.adopt.report.view import NARROW, WIDE, View
 from kiban.adopt.result import Result
+from kiban.files import write_text
 
 __all__ = ["write_report"]
 
@@ -59,7 +60,5 @@ def write_report(run_folder: Path, *, lang: Lang) -> Path:
 def _write(path: Path, text: str) -> Path:
     """Replace a file at once, so that a reader never sees half of it."""
     path.parent.mkdir(exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(UNPRINTABLE.sub("", text), encoding="utf-8")
-    part.replace(path)
+    write_text(path, UNPRINTABLE.sub("", text))
     return path

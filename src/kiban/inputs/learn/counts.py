@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import heapq
-import pickle
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import BinaryIO
+from typing import TextIO
 
 from kiban.config import Progress, silent
 from kiban.errors import DatasetError
@@ -65,22 +65,19 @@ def in_proportion(counts: Sequence[Count], total: int) -> list[Count]:
 
 def _spill(counts: Counter[str], path: Path) -> Path:
     items = sorted(counts.items())
-    with path.open("wb") as file:
+    with path.open("w", encoding="ascii") as file:
         for start in range(0, len(items), BLOCK):
-            pickle.dump(items[start : start + BLOCK], file, protocol=pickle.HIGHEST_PROTOCOL)
+            file.write(json.dumps(items[start : start + BLOCK]) + "\n")
     return path
 
 
-def _read(file: BinaryIO) -> Iterator[Count]:
-    while True:
-        try:
-            yield from pickle.load(file)  # our own file, in a folder of our own
-        except EOFError:
-            return
+def _read(file: TextIO) -> Iterator[Count]:
+    for line in file:
+        yield from map(tuple, json.loads(line))
 
 
 def _merged(runs: list[Path]) -> Iterator[Count]:
-    files = [path.open("rb") for path in runs]
+    files = [path.open(encoding="ascii") for path in runs]
     try:
         ordered = heapq.merge(*map(_read, files))
         for word, group in groupby(ordered, key=lambda item: item[0]):

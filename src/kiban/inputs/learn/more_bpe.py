@@ -11,7 +11,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from kiban.config import Progress, silent
 from kiban.errors import ConfigError
@@ -50,19 +49,7 @@ def more_bpe(tokenizer: Tokenizer, texts: Iterable[str], *, num_new: int, progre
     model["merges"] = [list(merge) for merge in dict.fromkeys([*merges, *old])]
     split = {"type": "Split", "pattern": {"Regex": runs}, "behavior": "Isolated", "invert": False}
     values["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, values["pre_tokenizer"]]}
-    return _with(tokenizer, values)
-
-
-def _with(tokenizer: Tokenizer, values: dict[str, Any]) -> Tokenizer:
-    from tokenizers import Tokenizer as Library
-
-    return Tokenizer(
-        Fast(Library.from_str(json.dumps(values, ensure_ascii=False))),
-        special=tokenizer.special,
-        chat_template=tokenizer.chat_template,
-        max_len=tokenizer.max_len,
-        settings={**tokenizer.settings, **SETTINGS},
-    )
+    return tokenizer.changed(values, {**tokenizer.settings, **SETTINGS})
 
 
 def _merges(counts: Sequence[Count], vocabulary: dict[str, int], num_new: int) -> tuple[list[Merge], list[str]]:

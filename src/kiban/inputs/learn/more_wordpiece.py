@@ -57,19 +57,8 @@ def more_wordpiece(
     first = max(vocabulary.values()) + 1
     vocabulary |= {token: first + i for i, token in enumerate(new)}
     values["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [values["pre_tokenizer"], _split(known)]}
-    return _with(tokenizer, values)
-
-
-def _with(tokenizer: Tokenizer, values: dict[str, Any]) -> Tokenizer:
-    from tokenizers import Tokenizer as Library
-
-    return Tokenizer(
-        Fast(Library.from_str(json.dumps(values, ensure_ascii=False))),
-        special=tokenizer.special,
-        chat_template=tokenizer.chat_template,
-        max_len=tokenizer.max_len,
-        settings={k: v for k, v in tokenizer.settings.items() if k not in OWN_SETTINGS} | SETTINGS,
-    )
+    settings = {k: v for k, v in tokenizer.settings.items() if k not in OWN_SETTINGS} | SETTINGS
+    return tokenizer.changed(values, settings)
 
 
 def _counted(normalizer: dict[str, Any], texts: Iterable[str], progress: Progress) -> list[Count]:

@@ -107,9 +107,8 @@ def _pieces(tensor: DTensor) -> int:
     """Into how many processes' pieces a tensor is cut."""
     pieces = 1
     for size, placement in zip(tensor.device_mesh.shape, tensor.placements, strict=True):
-        pieces *= (
-            1 if placement.is_replicate() else size
-        )  # parts of parts are no Shard to torch, but are not whole either
+        if not placement.is_replicate():  # torch does not call parts of parts a Shard
+            pieces *= size
     return pieces
 
 
