@@ -20,16 +20,23 @@ if TYPE_CHECKING:
 
     from kiban.data.loader import Loader
     from kiban.objectives.base import Objective
-    from kiban.train.settings import TrainConfig, TrainResult
+    from kiban.train.settings import Hooks, TrainConfig, TrainResult
 
 
 def fit(
-    objective: Objective, module: nn.Module, loader: Loader[Any], config: TrainConfig, folder: Path, progress: Progress
+    objective: Objective,
+    module: nn.Module,
+    loader: Loader[Any],
+    config: TrainConfig,
+    folder: Path,
+    progress: Progress,
+    *,
+    hooks: Hooks | None = None,
 ) -> TrainResult:
     """Train to the end, or raise KibanError if a signal came before; the same call then goes on from the checkpoint."""
     from kiban.train.trainer import Trainer
 
-    result = Trainer(objective, module, loader, config, folder=folder, progress=progress).run()
+    result = Trainer(objective, module, loader, config, folder=folder, hooks=hooks, progress=progress).run()
     if result.stopped_by == "sigterm":
         raise KibanError(folder, why="was stopped by a signal", hint="the same command goes on from there")
     return result
