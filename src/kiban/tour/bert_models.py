@@ -31,6 +31,7 @@ from kiban.train.settings import TrainConfig
 
 Arm = Literal["bert", "scratch", "causal", "no_nsp"]
 ARMS: tuple[Arm, ...] = ("bert", "scratch", "causal", "no_nsp")
+HIDDEN = 0.3  # share of the words; twice the paper's, as Wettig et al. 2022 recommend
 EVALUATED = 128  # rows at once
 
 
@@ -100,8 +101,8 @@ def pretrain(s: Setting, arm: Arm, *, seed: int, folder: Path, progress: Progres
         micro_batch_size=s.batch_size,
         lr=s.lr,
         optimizer="muon",
-        weight_decay=0.1,
-        betas=(0.9, 0.95),
+        weight_decay=0.0,
+        betas=(0.9, 0.99),
         warmup=0.03,
         schedule="wsd",
         checkpoint_every=max(1, s.steps // 8),
@@ -128,7 +129,7 @@ def pairs(s: Setting, *, num_documents: int, stream: list[int], num_rows: int) -
     build = partial(
         next_sentence.SentencePairs,
         documents,
-        WordMasking(continues, special, MASK),
+        WordMasking(continues, special, MASK, rate=HIDDEN),
         cls_id=CLS,
         sep_id=SEP,
         max_len=s.seq_len,

@@ -1,9 +1,9 @@
 """The world of BERT's exhibit: a small language, documents in it, and four tasks about them.
 
-Words. 12 topics have 30 concepts each, and a concept three words that mean it (synonyms). Three kinds of things bear names:
+Words. 10 topics have 16 concepts each, and a concept three words that mean it (synonyms). Three kinds of things bear names:
 a first part that only one kind has, a second part that all share. A thing has properties; a sentence states one as `name
-phrase value .`, and each property has four phrases that mean it.
-Documents. A document is about six concepts of one topic and three things of one kind. Some sentences tell of the concepts,
+phrase value .`, and each property has three phrases that mean it.
+Documents. A document is about six concepts of one topic and two things of one kind. Some sentences tell of the concepts,
 each time in any of their words, and name things; others state properties, once and again in other phrases. Values are drawn
 anew for each document, so they can be known from the document alone.
 Nobody says which words are synonyms, what topic they are of, which kind a name is or what a phrase means: that is what can
@@ -33,18 +33,17 @@ Sentence = list[int]
 class World:
     """How many there are of everything. num_names: first parts of names of a kind; num_values: of a property."""
 
-    num_topics: int = 12
-    num_concepts: int = 30
+    num_topics: int = 10
+    num_concepts: int = 16
     num_forms: int = 3
     num_kinds: int = 3
-    num_names: int = 400
-    num_seconds: int = 60
+    num_names: int = 300
+    num_seconds: int = 40
     num_properties: int = 3
-    num_phrases: int = 4
-    num_values: int = 20
-    num_common: int = 40
+    num_phrases: int = 3
+    num_values: int = 12
     told_concepts: int = 6  # of a document
-    told_things: int = 3
+    told_things: int = 2
 
     @cached_property
     def words(self) -> Words:
@@ -57,7 +56,6 @@ class Words:
 
     def __init__(self, w: World) -> None:
         self.size = ASK + 1
-        self.common = self._take(w.num_common)
         self.topical = self._take(w.num_topics, w.num_concepts, w.num_forms)
         self.firsts = self._take(w.num_kinds, w.num_names)
         self.seconds = self._take(w.num_seconds)
@@ -110,11 +108,11 @@ class Author:
         return value + [int(self.rng.choice(self.words.tails))] * int(self.rng.random() < 0.5)
 
     def topical(self, story: Story, names: Sequence[Sentence] = ()) -> Sentence:
-        """Four words for concepts of the story, two common words, and these names, in any order."""
-        rng, words = self.rng, self.words
-        told = rng.permutation(story.concepts)[:4]
-        forms = words.topical[story.topic, told, rng.integers(self.world.num_forms, size=len(told))]
-        parts = [[int(word)] for word in [*forms, *rng.choice(words.common, 2)]] + list(names)
+        """Words for five concepts of the story, and these names, in any order."""
+        rng = self.rng
+        told = rng.permutation(story.concepts)[:5]
+        forms = self.words.topical[story.topic, told, rng.integers(self.world.num_forms, size=len(told))]
+        parts = [*([int(word)] for word in forms), *names]
         return [id for place in rng.permutation(len(parts)) for id in parts[place]] + [STOP]
 
     def statement(self, story: Story, fact: int, phrase: int) -> Sentence:
@@ -123,11 +121,11 @@ class Author:
         return [*story.things[thing], int(self.words.phrases[story.kind, property, phrase]), *value, STOP]
 
     def document(self) -> list[Sentence]:
-        """Four topical sentences, two with a name, and three facts twice over, each time in another phrase."""
+        """Four topical sentences, two with a name, and two facts three times over, each time in another phrase."""
         story, rng = self.story(), self.rng
         told = [self.topical(story, [story.things[i]] if i < 2 else []) for i in range(4)]
-        for fact in rng.permutation(len(story.facts))[:3].tolist():
-            told += [self.statement(story, fact, phrase) for phrase in rng.permutation(self.world.num_phrases)[:2]]
+        for fact in rng.permutation(len(story.facts))[:2].tolist():
+            told += [self.statement(story, fact, phrase) for phrase in rng.permutation(self.world.num_phrases)[:3]]
         return [told[place] for place in rng.permutation(len(told))]
 
 
@@ -152,9 +150,9 @@ def pair(a: Sequence[int], b: Sequence[int] = (), label: Any = None) -> Row:
 
 
 def class_row(author: Author) -> Row:
-    """Which topic is a sentence of? Two of its words are of any topic."""
+    """Which topic is a sentence of? Four of its nine words are of any topic."""
     story, rng = author.story(), author.rng
-    noise = [[int(word)] for word in rng.choice(author.words.topical.ravel(), 2)]
+    noise = [[int(word)] for word in rng.choice(author.words.topical.ravel(), 4)]
     return pair(author.topical(story, noise), label=story.topic)
 
 
