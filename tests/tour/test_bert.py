@@ -40,7 +40,7 @@ def author(seed: int = 0, s: Setting = FULL) -> Author:
 
 def test_every_word_means_one_thing() -> None:
     words = FULL.words
-    groups = (words.common, words.topical, words.firsts, words.seconds, words.phrases, words.values, words.tails)
+    groups = (words.topical, words.firsts, words.seconds, words.phrases, words.values, words.tails)
     ids = np.concatenate([group.ravel() for group in groups])
     assert sorted(ids.tolist()) == list(range(world.ASK + 1, words.size))
 
@@ -50,19 +50,19 @@ def test_a_document_keeps_to_its_topic_its_concepts_and_its_things() -> None:
     for seed in range(20):
         told = [id for sentence in author(seed).document() for id in sentence]
         topics, concepts, _ = (set(places.tolist()) for places in np.where(np.isin(words.topical, told)))
-        assert len(topics) == 1 and len(concepts) <= FULL.told_concepts
+        assert len(topics) == 1 and len(concepts) == FULL.told_concepts
         assert len(set(np.where(np.isin(words.firsts, told))[0].tolist())) == 1  # one kind of things
         assert np.isin(words.firsts, told).sum() <= FULL.told_things
     assert author(3).document() == author(3).document() != author(4).document()
 
 
-def test_a_fact_is_told_twice_in_different_phrases() -> None:
+def test_a_fact_is_told_three_times_in_different_phrases() -> None:
     words = FULL.words
     for seed in range(20):
         statements = [s for s in author(seed).document() if np.isin(s, words.phrases).any()]
-        assert len(statements) == 6
-        told = Counter((*s[:2], *s[3:]) for s in statements)  # but for the phrase
-        assert set(told.values()) <= {2, 4} and len({tuple(s) for s in statements}) == 6
+        assert len(statements) == 6 and all(s[0] in words.topical for s in statements)
+        told = Counter((*s[1:3], *s[4:]) for s in statements)  # but for the phrase and the word in front
+        assert set(told.values()) <= {3, 6} and len({tuple(s[1:]) for s in statements}) == 6
 
 
 def test_a_sentence_is_of_the_topic_that_most_of_its_words_have() -> None:
@@ -100,8 +100,8 @@ def test_the_answer_is_the_value_that_the_question_asks_for() -> None:
         kinds = [np.argwhere(words.phrases == phrase)[0][:2].tolist() for phrase in (asked, said)]
         assert kinds[0] == kinds[1] and asked != said  # the same property, in another phrase
         assert row.segments[start] == 1 and row.segments[4] == 0
-        places[row.tokens[: start].count(STOP)] += 1
-    assert len(places) == 6 and max(places.values()) < 70  # the place says nothing
+        places[row.tokens[:start].count(STOP)] += 1
+    assert len(places) == 4 and max(places.values()) < 80  # the place says nothing
 
 
 def test_bm25_is_of_use_and_can_be_bettered() -> None:
@@ -111,13 +111,16 @@ def test_bm25_is_of_use_and_can_be_bettered() -> None:
     ranks = [np.arange(bert_tuning.CANDIDATES)] * len(asked)
     mrr = reciprocal_ranks(ranks, [group.relevant for group in asked]).mean()
     assert 0.35 < mrr < 0.75
-    # By concepts instead of words the right passage is nearly always first: there is something to be learned.
-    words, writer = FULL.words, author()
-    concept = {int(id): f"{t} {c}" for (t, c, _), id in np.ndenumerate(words.topical)}
-    passages, queries = zip(*(world.query(writer) for _ in range(300)), strict=True)
-    engine = Bm25([[concept[id] for id in passage if id in concept] for passage in passages])
-    right = [int(engine.top([concept[id] for id in q if id in concept], 1)[0][0]) == i for i, q in enumerate(queries)]
-    assert np.mean(right) > mrr + 0.1
+    # By concepts instead of words the right passage stands higher: there is something to be learned.
+    writer = author()
+    concept = {int(id): f"{t} {c}" for (t, c, _), id in np.ndenumerate(FULL.words.topical)}
+    better: list[float] = []
+    for _ in range(8):
+        passages, queries = zip(*(world.query(writer) for _ in range(bert_tuning.COLLECTION)), strict=True)
+        engine = Bm25([[concept[id] for id in passage if id in concept] for passage in passages])
+        orders = [engine.top([concept[id] for id in query if id in concept], 20)[0] for query in queries]
+        better += reciprocal_ranks(orders, range(len(orders))).tolist()
+    assert np.mean(better) > mrr + 0.1
 
 
 def test_training_groups_hold_the_right_passage_once() -> None:
@@ -193,7 +196,7 @@ def test_an_undecided_reranker_leaves_bm25s_order() -> None:
 
 def test_a_tuner_knows_what_it_has_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked about the rows that it was tuned on, it must be right: rows, logits and answers belong together."""
-    settings = dataclasses.replace(QUICK, num_labels=16, epochs=250, tune_lr=2e-3)
+    settings = dataclasses.replace(QUICK, num_labels=16, epochs=120, tune_lr=2e-3)
     tuner = Tuner(settings, "scratch", pretraining("scratch"), 0)
     same = partial(Tuner._author, tuner)
     monkeypatch.setattr(Tuner, "_author", lambda self, task, part: same(task, 2))

@@ -40,7 +40,8 @@ class Setting(World):
     """The world, the model and its training.
 
     seq_len: tokens of a row. num_documents: to read; every arm reads the same ones. num_pairs: pairs that the next sentence
-    is measured on. num_labels, num_test: rows of each task; epochs: passes over the labels, tune_rows at a time.
+    is measured on. num_labels, num_test: rows of each task; epochs: passes over the labels, tune_rows at a time (of queries,
+    which come with several passages, there are as many steps of fewer rows).
     """
 
     num_layers: int = 3
@@ -48,7 +49,7 @@ class Setting(World):
     num_heads: int = 4
     seq_len: int = 48
     num_documents: int = 20_000
-    steps: int = 1500
+    steps: int = 1200
     batch_size: int = 64
     lr: float = 5e-3
     num_pairs: int = 2000

@@ -26,6 +26,7 @@ from kiban.tour.bert_models import EVALUATED, Arm, Setting, body
 from kiban.train.settings import TrainConfig
 from kiban.train.trainer import Trainer
 
+COLLECTION = 40  # passages that a query is searched in
 CANDIDATES = 20  # that BM25 finds for a query, and that are ranked anew
 GROUP = 5  # passages of a query in training: the right one, and wrong ones that BM25 found
 QUERIES = 4  # of a batch
@@ -59,27 +60,29 @@ class Group:
 
 
 def groups(author: world.Author, num: int, *, training: bool) -> list[Group]:
-    """Queries over a collection of num passages.
+    """num queries, each over a collection of COLLECTION passages.
 
     Each comes with the CANDIDATES that BM25 finds, best first, or in training with the right passage and GROUP - 1 of the
     wrong ones among those.
     """
-    passages, queries = zip(*(world.query(author) for _ in range(num)), strict=True)
-    engine, found = Bm25([_words(passage) for passage in passages]), []
-    for place, query in enumerate(queries):
-        scores = engine.scores(_words(query))
-        chosen = np.argsort(-scores, kind="stable")[:CANDIDATES]
-        if training:
-            wrong = author.rng.permutation(chosen[chosen != place])[: GROUP - 1]
-            chosen = np.array([place, *wrong])
-        hits = np.flatnonzero(chosen == place)
-        rows = [world.pair(passages[i], query) for i in chosen]
-        found.append(Group(rows, scores[chosen].tolist(), int(hits[0]) if len(hits) else -1))
-    return found
+    found: list[Group] = []
+    while len(found) < num:
+        passages, queries = zip(*(world.query(author) for _ in range(COLLECTION)), strict=True)
+        engine = Bm25([_words(passage) for passage in passages])
+        for place, query in enumerate(queries):
+            scores = engine.scores(_words(query))
+            chosen = np.argsort(-scores, kind="stable")[:CANDIDATES]
+            if training:
+                wrong = author.rng.permutation(chosen[chosen != place])[: GROUP - 1]
+                chosen = np.array([place, *wrong])
+            hits = np.flatnonzero(chosen == place)
+            rows = [world.pair(passages[i], query) for i in chosen]
+            found.append(Group(rows, scores[chosen].tolist(), int(hits[0]) if len(hits) else -1))
+    return found[:num]
 
 
 def _words(sentence: Sequence[int]) -> list[str]:
-    return [str(word) for word in sentence if word != world.STOP]
+    return [str(word) for word in sentence if word not in (world.STOP, world.ASK)]
 
 
 def collate_groups(some: Sequence[Group]) -> Batch:
@@ -181,7 +184,7 @@ class Tuner:
     ) -> None:
         s, size = self.settings, size or self.settings.tune_rows
         config = TrainConfig(
-            steps=max(1, s.epochs * len(rows) // size),
+            steps=max(1, s.epochs * s.num_labels // s.tune_rows),
             batch_size=size,
             micro_batch_size=size,
             lr=s.tune_lr,

@@ -2,8 +2,8 @@
 
 Words. 10 topics have 16 concepts each, and a concept three words that mean it (synonyms). Three kinds of things bear names:
 a first part that only one kind has, a second part that all share. A thing has properties; a sentence states one as `name
-phrase value .`, and each property has three phrases that mean it.
-Documents. A document is about six concepts of one topic and two things of one kind. Some sentences tell of the concepts,
+phrase value .` behind a word of the topic, and each property has three phrases that mean it.
+Documents. A document is about four concepts of one topic and two things of one kind. Some sentences tell of the concepts,
 each time in any of their words, and name things; others state properties, once and again in other phrases. Values are drawn
 anew for each document, so they can be known from the document alone.
 Nobody says which words are synonyms, what topic they are of, which kind a name is or what a phrase means: that is what can
@@ -42,7 +42,7 @@ class World:
     num_properties: int = 3
     num_phrases: int = 3
     num_values: int = 12
-    told_concepts: int = 6  # of a document
+    told_concepts: int = 4  # of a document
     told_things: int = 2
 
     @cached_property
@@ -108,22 +108,26 @@ class Author:
         return value + [int(self.rng.choice(self.words.tails))] * int(self.rng.random() < 0.5)
 
     def topical(self, story: Story, names: Sequence[Sentence] = ()) -> Sentence:
-        """Words for five concepts of the story, and these names, in any order."""
-        rng = self.rng
-        told = rng.permutation(story.concepts)[:5]
+        """A word for each concept of the story, and these names, in any order."""
+        rng, told = self.rng, story.concepts
         forms = self.words.topical[story.topic, told, rng.integers(self.world.num_forms, size=len(told))]
         parts = [*([int(word)] for word in forms), *names]
         return [id for place in rng.permutation(len(parts)) for id in parts[place]] + [STOP]
 
+    def noise(self, num: int) -> list[Sentence]:
+        """Words of any topic."""
+        return [[int(word)] for word in self.rng.choice(self.words.topical.ravel(), num)]
+
     def statement(self, story: Story, fact: int, phrase: int) -> Sentence:
-        """A fact of the story in one of its phrases."""
+        """A fact of the story in one of its phrases, behind a word for one of its concepts."""
         thing, property, value = story.facts[fact]
-        return [*story.things[thing], int(self.words.phrases[story.kind, property, phrase]), *value, STOP]
+        word = self.rng.choice(self.words.topical[story.topic, self.rng.choice(story.concepts)])
+        return [int(word), *story.things[thing], int(self.words.phrases[story.kind, property, phrase]), *value, STOP]
 
     def document(self) -> list[Sentence]:
-        """Four topical sentences, two with a name, and two facts three times over, each time in another phrase."""
+        """Four topical sentences, each with a name, and two facts three times over, each time in another phrase."""
         story, rng = self.story(), self.rng
-        told = [self.topical(story, [story.things[i]] if i < 2 else []) for i in range(4)]
+        told = [self.topical(story, [story.things[i % len(story.things)]]) for i in range(4)]
         for fact in rng.permutation(len(story.facts))[:2].tolist():
             told += [self.statement(story, fact, phrase) for phrase in rng.permutation(self.world.num_phrases)[:3]]
         return [told[place] for place in rng.permutation(len(told))]
@@ -150,10 +154,9 @@ def pair(a: Sequence[int], b: Sequence[int] = (), label: Any = None) -> Row:
 
 
 def class_row(author: Author) -> Row:
-    """Which topic is a sentence of? Four of its nine words are of any topic."""
-    story, rng = author.story(), author.rng
-    noise = [[int(word)] for word in rng.choice(author.words.topical.ravel(), 4)]
-    return pair(author.topical(story, noise), label=story.topic)
+    """Which topic is a sentence of? Half of its words are of any topic."""
+    story = author.story()
+    return pair(author.topical(story, author.noise(4)), label=story.topic)
 
 
 def tag_row(author: Author) -> Row:
@@ -188,9 +191,14 @@ def span_row(author: Author) -> Row:
 
 
 def query(author: Author) -> tuple[Sentence, Sentence]:
-    """A passage of two sentences, and a sentence on the same concepts, in whichever words, to find it by."""
-    story = author.story()
-    return [*author.topical(story), *author.topical(story)], author.topical(story)
+    """A passage of two sentences, and a few words to find it by.
+
+    Half of the words are of any topic, so a word in common need not mean much.
+    """
+    story, rng = author.story(), author.rng
+    passage = [id for _ in range(2) for id in author.topical(story, author.noise(4))]
+    asked = [[id] for id in rng.permutation(author.topical(story)[:-1])[:3].tolist()] + author.noise(3)
+    return passage, [asked[place][0] for place in rng.permutation(len(asked))] + [ASK]
 
 
 def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
