@@ -131,7 +131,7 @@ def classify(model: str, kind: str, seen: Look, epochs: int) -> dict[str, Any]:
             candidate=Candidate(strategy=kind, model=path and model, path=path),
             train=train,
             validation=validation,
-            max_steps=epochs * -(-len(train) // BATCH_SIZE) if kind == "finetune_encoder" else 0,
+            max_steps=epochs * -(-len(train) // BATCH_SIZE) if kind in ("finetune_encoder", "lora_decoder") else 0,
             seed=0,
             work=Path(work),
         )

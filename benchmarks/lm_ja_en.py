@@ -29,7 +29,7 @@ from kiban.generate.sampling import Sampling
 from kiban.generate.text import generate
 from kiban.inputs.tokenizer import Tokenizer
 
-DOCUMENTS, CHARACTERS = 60, 1000  # of each language; of each document
+DOCUMENTS, CHARACTERS = 30, 1000  # of each language; of each document
 SMALL = "smollm2-135m-instruct"
 PROMPTS = ("吾輩は", "このコマンドは、", "The President of the United States", "The configuration file")
 
@@ -106,7 +106,7 @@ def by_ngram(model: KneserNey, tokenizer: Tokenizer, texts: list[str]) -> float:
 def by_model(loaded: zoo.Loaded, texts: list[str]) -> float:
     """Bits per character."""
     assert loaded.tokenizer is not None
-    context = min(512, loaded.config.max_seq_len)
+    context = min(2048, loaded.config.max_seq_len)
     rows = _tokens(loaded.tokenizer, texts)
     sums = score_documents(loaded.module, rows, context=context, stride=context // 2, batch_size=8, device="cpu")
     found = bits_per_character(float(sums.sum()), sum(map(len, texts)))

@@ -79,6 +79,21 @@ def test_causal_for_a_part_of_the_sequence_is_our_own_mistake() -> None:
             attend(randn(1, 2, length, 4), randn(1, 1, 3, 4), randn(1, 1, 3, 4), causal=True)
 
 
+def test_in_bfloat16_output_and_gradient_are_those_of_float32_to_rounding() -> None:
+    """Training on a CPU computes attention in float32, also under autocast, and gives back the type that came in."""
+    rough = [randn(2, 3, 7, 8, seed=i).bfloat16().requires_grad_() for i in range(3)]
+    exact = [tensor.detach().double().requires_grad_() for tensor in rough]
+    weight = randn(2, 3, 7, 8, seed=9)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = attend(*rough, causal=True)
+    assert found.dtype == torch.bfloat16
+    (found.double() * weight).sum().backward()
+    (attend(*exact, causal=True) * weight).sum().backward()
+    for ours, truth in zip(rough, exact, strict=True):
+        assert ours.grad is not None and ours.grad.dtype == torch.bfloat16 and truth.grad is not None
+        assert (ours.grad.double() - truth.grad).abs().max() < 0.02
+
+
 def test_dropout_leaves_the_mean_and_is_for_training_only() -> None:
     q, k, v = randn(1, 2, 1, 4), randn(1, 1, 5, 4, seed=1), randn(1, 1, 5, 4, seed=2)
     torch.manual_seed(0)

@@ -40,8 +40,8 @@ class Setting(World):
     """The world, the model and its training.
 
     seq_len: tokens of a row. num_documents: to read; every arm reads the same ones. num_pairs: pairs that the next sentence
-    is measured on. num_labels, num_test: rows of each task; epochs: passes over the labels, tune_rows at a time (of queries,
-    which come with several passages, there are as many steps of fewer rows).
+    is measured on. num_labels, num_test: rows of each task; epochs: passes over the labels, tune_rows at a time (queries,
+    which come with several passages, are fewer in a batch, and take twice the steps).
     """
 
     num_layers: int = 3

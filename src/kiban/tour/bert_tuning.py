@@ -28,7 +28,7 @@ from kiban.train.trainer import Trainer
 
 COLLECTION = 40  # passages that a query is searched in
 CANDIDATES = 20  # that BM25 finds for a query, and that are ranked anew
-GROUP = 5  # passages of a query in training: the right one, and wrong ones that BM25 found
+GROUP = 10  # passages of a query in training: the right one, and wrong ones that BM25 found
 QUERIES = 4  # of a batch
 Module = TypeVar("Module", bound=nn.Module)
 Batch = dict[str, Tensor]
@@ -147,7 +147,7 @@ class Tuner:
             pairs.follows.load_state_dict(self.pretrained.follows.state_dict())
         module = Reranker(pairs)
         train = groups(self._author("search", 2), s.num_labels, training=True)
-        self._tune("search", module, Ranking(module), train, collate_groups, size=QUERIES)
+        self._tune("search", module, Ranking(module), train, collate_groups, size=QUERIES, longer=2)
         asked = groups(self._author("search", 3), s.num_test, training=False)
         module.eval()
         orders = []
@@ -180,11 +180,19 @@ class Tuner:
         return module
 
     def _tune(
-        self, name: str, module: nn.Module, objective: Objective, rows: list[Any], collate: Collate, *, size: int = 0
+        self,
+        name: str,
+        module: nn.Module,
+        objective: Objective,
+        rows: list[Any],
+        collate: Collate,
+        *,
+        size: int = 0,
+        longer: int = 1,
     ) -> None:
         s, size = self.settings, size or self.settings.tune_rows
         config = TrainConfig(
-            steps=max(1, s.epochs * s.num_labels // s.tune_rows),
+            steps=max(1, longer * s.epochs * s.num_labels // s.tune_rows),
             batch_size=size,
             micro_batch_size=size,
             lr=s.tune_lr,

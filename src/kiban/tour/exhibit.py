@@ -151,8 +151,8 @@ class Outcome:
 
 
 def shown(found: Estimate | Bar) -> str:
-    """A value with its interval; whole numbers where the digits behind the point say nothing."""
-    digits = 0 if abs(found.value) >= 1000 else 1
+    """A value with its interval, to three digits or so."""
+    digits = 0 if abs(found.value) >= 1000 else 1 if abs(found.value) >= 10 else 2
     if not math.isfinite(found.low):
         return f"{found.value:,.{digits}f} (–)"
     return f"{found.value:,.{digits}f} ({found.low:,.{digits}f} – {found.high:,.{digits}f})"

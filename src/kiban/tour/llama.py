@@ -66,8 +66,8 @@ class Setting:
     size: str = "0.8m"
     vocab_size: int = 2048
     num_new: int = 2048
-    base_steps: int = 300
-    steps: int = 300
+    base_steps: int = 250
+    steps: int = 200
     watched: int = 40_000
 
 
