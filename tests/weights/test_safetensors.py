@@ -231,6 +231,12 @@ def test_random_valid_files_give_the_librarys_tensors(tmp_path: Path, seeds: ran
         assert same(read_safetensors(path), expected), seed
 
 
+def test_a_written_file_may_be_read_by_whom_other_new_files_may(tmp_path: Path) -> None:
+    write_safetensors(tmp_path, {"a": torch.ones(2)})
+    (tmp_path / "other").touch()
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_every_type_is_written_and_read(tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = {"a": torch.arange(8, dtype=torch.uint8).repeat(8).remainder(2).view(dtype)}

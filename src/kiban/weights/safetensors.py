@@ -175,8 +175,11 @@ def write_safetensors(folder: Path, tensors: Mapping[str, Tensor], *, max_shard_
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     try:
+        path.touch()
+        mode = path.stat().st_mode & 0o777  # what others may do with a new file here; the library lets nobody read it
         safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # the library's name for a full disk
+        path.chmod(mode)
+    except (SafetensorError, OSError) as error:  # the library's name for a full disk, and the system's
         raise KibanError(path, why=f"could not be written: {error}", hint="is the disk full?") from error
 
 
