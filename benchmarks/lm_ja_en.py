@@ -126,7 +126,7 @@ def written(loaded: zoo.Loaded, prompt: str) -> str:
     ids = [loaded.tokenizer.eos_id or 0, *loaded.tokenizer.encode(prompt, add_special=False)]
     module: Any = loaded.module
     how = Sampling(max_new_tokens=48, temperature=0.8, top_p=0.9, seed=0)
-    return prompt + " ".join(generate(module, loaded.tokenizer, [ids], how)[0].text.split())
+    return " ".join((prompt + generate(module, loaded.tokenizer, [ids], how)[0].text).split())
 
 
 if __name__ == "__main__":

@@ -74,6 +74,7 @@ def card(run: Path) -> str:
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     log = (run / "model" / "checkpoints" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     lines: list[dict[str, Any]] = [json.loads(line) for line in log]
+    watched = [(line["step"], line["eval_bits_per_character"]) for line in lines if "eval_bits_per_character" in line]
     sources: dict[tuple[str, str], Counter[str]] = {}
     with (run / "text.jsonl").open(encoding="utf-8") as file:
         for row in map(json.loads, file):
@@ -82,6 +83,7 @@ def card(run: Path) -> str:
     return TEMPLATE.read_text(encoding="utf-8").format(
         **result,
         millions=f"{result['parameters'] / 1e6:.1f}",
+        man=round(result["parameters"] / 1e4),
         minutes=round(result["seconds"] / 60),
         config=zoo.load(run / "model" / "final").config,
         bits="".join(
@@ -94,9 +96,7 @@ def card(run: Path) -> str:
         ),
         samples="\n\n".join(f"> {text}" for text in record["samples"]),
         curve="".join(
-            f"| {line['step']:,} | {line['eval_bits_per_character']:.3f} |\n"
-            for line in lines
-            if "eval_bits_per_character" in line
+            f"| {step:,} | {bits:.3f} |\n" for step, bits in [*watched[:: -(-len(watched) // 10)], watched[-1]]
         ),
         licences="".join(
             f"| {language} | {licence} | {found.total():,} | {', '.join(sorted(found))} |\n"

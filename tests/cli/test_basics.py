@@ -99,14 +99,15 @@ def test_the_catalogue_is_listed_filtered_and_given_as_json(kiban: Callable) -> 
     assert "reads→writes" in kiban("models").out and "系列" in kiban("models", "--lang", "ja").out
     names = [entry["name"] for entry in json.loads(kiban("models", "--json").out)]
     encoders = {"minilm-l6", "kiban-encoder-ja-en"}
-    assert {*encoders, "smollm2-135m-instruct", "qwen2.5-coder-1.5b-instruct"} == set(names)
+    llamas = {"kiban-lm-ja-en", "smollm2-135m-instruct", "qwen2.5-coder-1.5b-instruct"}
+    assert encoders | llamas == set(names)
     for filters, left in (
         (["--writes", "embedding"], encoders),
-        (["--language", "ja"], {"kiban-encoder-ja-en", "qwen2.5-coder-1.5b-instruct"}),
-        (["--max-memory", "1GB"], {*encoders, "smollm2-135m-instruct"}),
+        (["--language", "ja"], {"kiban-encoder-ja-en", "kiban-lm-ja-en", "qwen2.5-coder-1.5b-instruct"}),
+        (["--max-memory", "1GB"], {*encoders, "kiban-lm-ja-en", "smollm2-135m-instruct"}),
         (["--family", "bert"], encoders),
         (["--reads", "image"], set()),
-        (["--commercial", "--family", "llama"], {"smollm2-135m-instruct", "qwen2.5-coder-1.5b-instruct"}),
+        (["--commercial", "--family", "llama"], llamas),
     ):
         assert {entry["name"] for entry in json.loads(kiban("models", "--json", *filters).out)} == left, filters
 

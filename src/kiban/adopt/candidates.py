@@ -48,7 +48,7 @@ def list_candidates(
 ) -> tuple[list[Candidate], list[Skipped]]:
     """The candidates that can serve the task, cheapest strategy first, and those left out. Nothing is fetched.
 
-    models: catalogue names or folders; by default what the catalogue marks as embedded. max_memory in bytes.
+    models: catalogue names or folders; by default what the catalogue says can be tuned and is not opt-in. max_memory in bytes.
     commercial: leave out what may not be used commercially. Raises ConfigError or ModelNotFoundError for unknown names.
     """
     chosen: list[Candidate] = []
@@ -60,7 +60,8 @@ def list_candidates(
         skipped.append(Skipped(candidate=baseline, reason=refused))
     else:
         chosen.append(baseline)
-    named = [e.name for e in entries().values() if not e.opt_in] if models is None else list(dict.fromkeys(models))
+    usual = [entry.name for entry in entries().values() if entry.tuning and not entry.opt_in]
+    named = usual if models is None else list(dict.fromkeys(models))
     for name in named:
         entry, traits = _look_up(name)
         for kind in NAMES[1:]:
