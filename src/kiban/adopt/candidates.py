@@ -49,7 +49,8 @@ def list_candidates(
     """The candidates that can serve the task, cheapest strategy first, and those left out. Nothing is fetched.
 
     models: catalogue names or folders; by default what the catalogue says can be tuned and is not opt-in. max_memory in
-    bytes. commercial: leave out what may not be used commercially. Raises ConfigError or ModelNotFoundError for unknown names.
+    bytes. commercial: leave out what may not be used commercially. Raises ConfigError or ModelNotFoundError for unknown
+    names.
     """
     chosen: list[Candidate] = []
     skipped: list[Skipped] = []
