@@ -137,6 +137,7 @@ EXHIBIT = Exhibit(
         _gain("class", "分類", "classification"),
         _gain("names", "名前の抽出", "names"),
         _gain("span", "答えの範囲", "answer span"),
+        _gain("search", "再順位付け", "re-ranking"),
         Requirement(
             measure="over_bm25",
             name={"ja": "再順位付け: BM25 との差 (MRR@10、ポイント)", "en": "re-ranking: above BM25 (MRR@10, points)"},

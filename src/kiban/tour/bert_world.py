@@ -197,7 +197,7 @@ def query(author: Author) -> tuple[Sentence, Sentence]:
     """
     story, rng = author.story(), author.rng
     passage = [id for _ in range(2) for id in author.topical(story, author.noise(4))]
-    asked = [[id] for id in rng.permutation(author.topical(story)[:-1])[:3].tolist()] + author.noise(3)
+    asked = [[id] for id in rng.permutation(author.topical(story)[:-1])[:2].tolist()] + author.noise(2)
     return passage, [asked[place][0] for place in rng.permutation(len(asked))] + [ASK]
 
 
