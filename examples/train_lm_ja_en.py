@@ -19,10 +19,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from get_text import CACHE
 from kiban import zoo
-from kiban.weights.folder import write_folder
-from kiban.weights.names import to_published
 from texts.sources import use
 
 TEMPLATE = Path(__file__).with_name("lm_card.md")
@@ -107,19 +107,11 @@ def card(run: Path) -> str:
 
 def publish(run: Path, folder: Path) -> None:
     """The run's model in float16, with its card; the folder must be new."""
-    loaded = zoo.load(run / "model" / "final")
-    family, tokenizer = loaded.family, loaded.tokenizer
-    assert tokenizer is not None
     result = json.loads((run / "model" / "result.json").read_text(encoding="utf-8"))
+    facts = {"pretrained": True, **result}
     # Stored in float16, used in float32: half precision is slow on most processors.
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "dtype": "float32"}
-    halves = {name: parameter.detach().half() for name, parameter in loaded.module.named_parameters()}
-    write_folder(
-        folder,
-        tensors=to_published(family.hf_names(loaded.config), halves),
-        config=family.to_hf(loaded.config) | ids,
-        files={**tokenizer.files(), "README.md": card(run)},
-        manifest={"family": family.name, "head": None, "pretrained": True, **result},
+    zoo.save(
+        zoo.load(run / "model" / "final"), folder, files={"README.md": card(run)}, manifest=facts, stored=torch.float16
     )
 
 

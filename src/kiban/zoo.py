@@ -161,8 +161,12 @@ def save(
     *,
     files: Mapping[str, str | bytes] | None = None,
     manifest: Mapping[str, Any] | None = None,
+    stored: torch.dtype | None = None,
 ) -> None:
-    """Write a Hugging Face folder: configuration, safetensors, tokenizer, chat template, and a manifest with sha256s."""
+    """Write a Hugging Face folder: configuration, safetensors, tokenizer, chat template, and a manifest with sha256s.
+
+    stored: the type of the tensors in the file, by default the model's own, in which the folder is opened either way.
+    """
     family, config = loaded.family, loaded.config
     values = family.to_hf(config)
     names = family.hf_names(config)
@@ -185,7 +189,7 @@ def save(
     tokenizer_files = dict(loaded.tokenizer.files()) if loaded.tokenizer else {}
     write_folder(
         path,
-        tensors=to_published(names, parameters),
+        tensors=to_published(names, {name: p.to(stored or p.dtype) for name, p in parameters.items()}),
         config=values,
         files={**tokenizer_files, **(files or {})},
         manifest={"family": family.name, "head": loaded.head, **(manifest or {})},

@@ -69,7 +69,7 @@ def test_a_reduced_run_measures_every_arm(setting: Setting, tmp_path: Path) -> N
         steps[arm] = max(json.loads(line)["step"] for line in lines)
     assert steps["mean"] == steps["random"] < steps["kept"] == 20
     # All arms are measured on the same documents.
-    kept, extended = ((tmp_path / name / "corpus" / "held_out.jsonl").read_text() for name in ("kept", "extended"))
+    kept, extended = ((tmp_path / name / "held_out.jsonl").read_text() for name in ("kept", "extended"))
     assert kept == extended
     # Taken up again, nothing is trained anew.
     assert measure(setting, seed=0, folder=tmp_path, progress=silent) == found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from kiban.nn import init
 from kiban.nn.cache import KVCache
 
 
-class Decoder(nn.Module):
+class Decoder(nn.Module, ABC):
     """tokens (B, T) int64 to logits (B, T, V), by `hidden` and head, a linear layer.
 
     config has num_layers, num_kv_heads and head_dim. stds: standard deviations of initial weights that are not 0.02.
@@ -22,13 +23,13 @@ class Decoder(nn.Module):
     head: nn.Module
     stds: ClassVar[Mapping[str, float]] = {}
 
+    @abstractmethod
     def hidden(self, tokens: Tensor, *, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Last states after the final norm, (B, T, D).
 
         mask: (B, past + T) bool, True where a token is real, or (B, T, past + T) bool, True where a query may look; None if
         all are real. cache: the past, extended in place.
         """
-        raise NotImplementedError
 
     def forward(
         self, tokens: Tensor, *, mask: Tensor | None = None, cache: KVCache | None = None, last_only: bool = False

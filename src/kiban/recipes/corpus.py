@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def is_held_out(text: str) -> bool:
 
 
 def prepare(
-    data: Path,
+    data: Path | Sequence[Path],
     folder: Path,
     recipe: Recipe,
     *,
@@ -77,7 +77,7 @@ def prepare(
     return Corpus(Shards(folder / "train"), Shards(folder / "held_out"), opened)
 
 
-def _split(data: Path, parts: dict[str, Path], field: str, progress: Progress) -> None:
+def _split(data: Path | Sequence[Path], parts: dict[str, Path], field: str, progress: Progress) -> None:
     counts = dict.fromkeys(parts, 0)
     staged = {name: path.with_suffix(".tmp") for name, path in parts.items()}
     files = {name: path.open("w", encoding="utf-8") for name, path in staged.items()}
@@ -91,7 +91,8 @@ def _split(data: Path, parts: dict[str, Path], field: str, progress: Progress) -
             file.close()
     if not all(counts.values()):
         why = f"holds {sum(counts.values())} documents, too few to hold {HELD_OUT:.0%} of them out"
-        raise DatasetError(data, why=why, hint="give more documents, or cut long ones into chapters")
+        source = data if isinstance(data, Path) else ", ".join(map(str, data))
+        raise DatasetError(source, why=why, hint="give more documents, or cut long ones into chapters")
     for name, path in parts.items():
         staged[name].replace(path)
 

@@ -32,8 +32,6 @@ from kiban.objectives.distillation import EmbeddingDistillation
 from kiban.recipes.parallel_text import Pair, Selection
 from kiban.train.settings import Hooks, TrainConfig, TrainResult
 from kiban.train.trainer import Trainer
-from kiban.weights.folder import write_folder
-from kiban.weights.names import to_published
 
 Row = tuple[list[int], int]  # token ids, place of the pair
 
@@ -128,9 +126,6 @@ def publish(student: zoo.Loaded, folder: Path, *, card: str, facts: Mapping[str,
 
     card: README.md. facts: for the manifest. max_len: tokens after which both cut a text.
     """
-    family, config = student.family, student.config
-    parameters = {name: parameter.detach().half() for name, parameter in student.module.named_parameters()}
-    assert student.tokenizer is not None
     modules = [
         {"idx": i, "name": str(i), "path": f"{i}_{name}" if i else "", "type": f"sentence_transformers.models.{name}"}
         for i, name in enumerate(("Transformer", "Pooling", "Normalize"))
@@ -139,18 +134,12 @@ def publish(student: zoo.Loaded, folder: Path, *, card: str, facts: Mapping[str,
         "README.md": card,
         "modules.json": _json(modules),
         "sentence_bert_config.json": _json({"max_seq_length": max_len, "do_lower_case": False}),
-        "1_Pooling/config.json": _json({"word_embedding_dimension": config.dim, "pooling_mode_mean_tokens": True}),
+        "1_Pooling/config.json": _json(
+            {"word_embedding_dimension": student.config.dim, "pooling_mode_mean_tokens": True}
+        ),
     }
-    values = family.to_hf(config)
     # Stored in float16, used in float32: half precision is slow on most processors.
-    values |= {"dtype": "float32", "pad_token_id": student.tokenizer.pad_id}
-    write_folder(
-        folder,
-        tensors=to_published(family.hf_names(config), parameters),
-        config=values,
-        files={**student.tokenizer.files(), **files},
-        manifest={"family": family.name, "head": None, **facts},
-    )
+    zoo.save(student, folder, files=files, manifest=facts, stored=torch.float16)
 
 
 def _json(value: object) -> str:

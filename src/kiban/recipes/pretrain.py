@@ -118,6 +118,21 @@ def _sentences(ids: np.ndarray[Any, np.dtype[np.int64]], ends: list[int]) -> lis
     return [part.tolist() for part in np.split(ids, cuts) if len(part)]
 
 
+def train_config(recipe: Recipe, **settings: Any) -> TrainConfig:
+    """How the trainer trains this recipe; settings are what a recipe does not say, steps among them."""
+    return TrainConfig(
+        batch_size=recipe.batch_rows,
+        micro_batch_size=max(1, recipe.micro_tokens // recipe.seq_len),
+        lr=recipe.lr,
+        optimizer=recipe.optimizer,
+        weight_decay=recipe.weight_decay,
+        betas=recipe.betas,
+        warmup=recipe.warmup,
+        schedule=recipe.schedule,
+        **settings,
+    )
+
+
 def trainer_of(
     plan: Plan,
     loaded: zoo.Loaded,
@@ -131,17 +146,10 @@ def trainer_of(
     """The trainer of a plan; material is what `rows_of` gives."""
     recipe, (rows, collate, objective) = plan.recipe, material
     steps = length.steps or math.ceil(length.tokens / recipe.batch_tokens) or 1000
-    config = TrainConfig(
+    config = train_config(
+        recipe,
         steps=steps,
         seconds=length.seconds,
-        batch_size=recipe.batch_rows,
-        micro_batch_size=max(1, recipe.micro_tokens // recipe.seq_len),
-        lr=recipe.lr,
-        optimizer=recipe.optimizer,
-        weight_decay=recipe.weight_decay,
-        betas=recipe.betas,
-        warmup=recipe.warmup,
-        schedule=recipe.schedule,
         ema=plan.ema,
         precision=plan.precision,
         compile=plan.compile,
@@ -223,6 +231,21 @@ def pretrain(
     return loaded, result
 
 
+def held_out_bits(module: nn.Module, corpus: Corpus, context: int, characters: int) -> float:
+    """Bits per character of held-out documents with so many characters, the same ones for every model and tokenizer."""
+    shards = corpus.held_out
+    chosen = _some_documents(shards, characters)
+    texts, device = [shards.document(i).tolist() for i in chosen], next(module.parameters()).device
+    sums = score_documents(module, texts, context=context, stride=context // 2, batch_size=16, device=device)
+    return bits_per_character(float(sums.sum()), int(shards.characters[chosen].sum()))
+
+
+def _some_documents(shards: Shards, characters: int) -> list[int]:
+    order = np.random.default_rng(0).permutation(len(shards))
+    enough = int(np.searchsorted(np.cumsum(shards.characters[order]), characters)) + 1
+    return sorted(order[:enough].tolist())
+
+
 class Judge:
     """Measures a model on the held-out documents of its corpus."""
 
@@ -236,14 +259,8 @@ class Judge:
         device = next(module.parameters()).device
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.fast):
             if self.plan.recipe.objective == "causal_lm":
-                chosen = self._documents(characters)
-                shards, context = self.plan.corpus.held_out, self.plan.recipe.seq_len
-                texts = [shards.document(i).tolist() for i in chosen]
-                sums = score_documents(
-                    module, texts, context=context, stride=context // 2, batch_size=16, device=device
-                )
-                total = int(shards.characters[chosen].sum())
-                return {"bits_per_character": bits_per_character(float(sums.sum()), total)}
+                bits = held_out_bits(module, self.plan.corpus, self.plan.recipe.seq_len, characters)
+                return {"bits_per_character": bits}
             rows, collate, objective = self._pairs
             count = min(len(rows), max(16, characters // self.plan.recipe.seq_len))
             batches = (
@@ -256,13 +273,6 @@ class Judge:
     @cached_property
     def _pairs(self) -> tuple[Any, Any, Any]:
         return rows_of(self.plan, self.plan.corpus.held_out)
-
-    def _documents(self, characters: int) -> list[int]:
-        """Held-out documents with so many characters together, the same ones every time."""
-        shards = self.plan.corpus.held_out
-        order = np.random.default_rng(0).permutation(len(shards))
-        enough = int(np.searchsorted(np.cumsum(shards.characters[order]), characters)) + 1
-        return sorted(order[:enough].tolist())
 
     def ngram(self, progress: Progress) -> float | None:
         """Bits per character of the n-gram model on the same held-out documents, as it is after the whole of training."""
@@ -277,7 +287,7 @@ class Judge:
             starts=train.starts[train.starts < end],
             progress=progress,
         )
-        chosen = self._documents(END_CHARACTERS)
+        chosen = _some_documents(held_out, END_CHARACTERS)
         texts = [held_out.document(i) for i in chosen]
         starts = np.cumsum([0, *map(len, texts)])[:-1]
         scores = model.log_probs(np.concatenate(texts), starts=starts)

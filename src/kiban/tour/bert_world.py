@@ -135,7 +135,7 @@ class Author:
 
 # Tasks --------------------------------------------------------------------------------------------------------------
 
-TAGS = ("O", *(f"{mark}-{kind}" for kind in range(3) for mark in "BI"))
+TAGS = ("O", *(f"{mark}-{kind}" for kind in range(World.num_kinds) for mark in "BI"))
 
 
 @dataclass(frozen=True)

@@ -13,31 +13,31 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from kiban import zoo
 from kiban.adapt.vocabulary import expand, grow
 from kiban.config import Progress
 from kiban.data import packing
+from kiban.data.corpus import read_texts
 from kiban.data.loader import Loader
 from kiban.errors import DatasetError
-from kiban.evaluate.language import bits_per_character, score_documents
-from kiban.files import staged_file
+from kiban.files import write_text
 from kiban.objectives.causal_lm import CausalLM
 from kiban.recipes.base import Recipe, find, flops_per_token
 from kiban.recipes.corpus import Corpus, prepare
 from kiban.recipes.leave import read_log
 from kiban.recipes.llama import SIZES
+from kiban.recipes.pretrain import held_out_bits, train_config
 from kiban.tour.exhibit import Estimate, Exhibit, Lang, Requirement, Words
 from kiban.tour.page import line
 from kiban.tour.running import fit
-from kiban.train.settings import Hooks, TrainConfig
+from kiban.train.settings import Hooks
 
 ARMS = ("kept", "mean", "random")
 POINTS = (0, 25, 50, 75, 100)  # percent of the operations after which an arm is measured
@@ -71,34 +71,13 @@ class Setting:
     watched: int = 40_000
 
 
-def sources(s: Setting, language: str, names: tuple[str, ...]) -> Iterator[str]:
-    """The documents of some sources. Raises DatasetError if one is not there."""
-    for name in names:
-        path = Path(s.texts) / f"text-{language}" / f"{name}.jsonl"
+def files(s: Setting, language: str, names: tuple[str, ...]) -> list[Path]:
+    """The files of some sources. Raises DatasetError if one is not there."""
+    paths = {name: Path(s.texts) / f"text-{language}" / f"{name}.jsonl" for name in names}
+    for name, path in paths.items():
         if not path.is_file():
             raise DatasetError(path, why="does not exist", hint=f"python examples/get_text.py {name} fetches it")
-        with path.open(encoding="utf-8") as file:
-            yield from (json.loads(row)["text"] for row in file)
-
-
-def corpus(texts: Iterator[str], folder: Path, recipe: Recipe, progress: Progress, **options: Any) -> Corpus:
-    """Texts split and tokenised in folder; what is there already is not made again."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "text.jsonl"
-    if not path.exists():
-        with staged_file(path) as part, part.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
-    return prepare(path, folder / "corpus", recipe, progress=progress, **options)
-
-
-def judge(loaded: zoo.Loaded, text: Corpus, recipe: Recipe, characters: int) -> float:
-    """Bits per character of held-out documents, the same ones for every tokenizer: so many that they have characters."""
-    shards, context = text.held_out, recipe.seq_len
-    order = np.random.default_rng(0).permutation(len(shards))
-    chosen = order[: int(np.searchsorted(np.cumsum(shards.characters[order]), characters)) + 1]
-    texts = [shards.document(place).tolist() for place in chosen]
-    sums = score_documents(loaded.module, texts, context=context, stride=context // 2, batch_size=16, device="cpu")
-    return bits_per_character(float(sums.sum()), int(shards.characters[chosen].sum()))
+    return list(paths.values())
 
 
 def train(
@@ -113,27 +92,24 @@ def train(
     progress: Progress,
 ) -> list[float]:
     """Train the model; gives held-out bits per character at POINTS."""
+
+    def bits() -> float:
+        return held_out_bits(loaded.module, text, recipe.seq_len, s.watched)
+
     before = folder / "before.json"
     folder.mkdir(parents=True, exist_ok=True)
     if not before.exists():
-        before.write_text(json.dumps(judge(loaded, text, recipe, s.watched)), encoding="utf-8")
-    rows = packing.PackedRows(text.train, recipe.seq_len)
-    config = TrainConfig(
+        write_text(before, json.dumps(bits()))
+    config = train_config(
+        replace(recipe, warmup=0.05),
         steps=steps,
-        batch_size=recipe.batch_rows,
-        micro_batch_size=recipe.batch_rows,
-        lr=recipe.lr,
-        optimizer=recipe.optimizer,
-        weight_decay=recipe.weight_decay,
-        betas=recipe.betas,
-        warmup=0.05,
-        schedule="wsd",
         eval_every=-(-steps // (len(POINTS) - 1)),
         checkpoint_every=max(1, steps // 4),
         seed=seed,
     )
-    hooks = Hooks(evaluate=lambda: {"bits": judge(loaded, text, recipe, s.watched)})
+    rows = packing.PackedRows(text.train, recipe.seq_len)
     loader = Loader(rows, packing.collate, batch_size=recipe.batch_rows, seed=seed)
+    hooks = Hooks(evaluate=lambda: {"bits": bits()})
     fit(CausalLM(loaded.module), loaded.module, loader, config, folder, progress, hooks=hooks)
     seen = [row["eval_bits"] for row in read_log(folder / "metrics.jsonl") if "eval_bits" in row]
     return [float(json.loads(before.read_text(encoding="utf-8"))), *seen]
@@ -145,8 +121,8 @@ def measure(settings: Setting, *, seed: int, folder: Path, progress: Progress) -
     Raises DatasetError if a text is not there.
     """
     s, recipe = settings, find(SIZES, settings.size)
-    texts = [*sources(s, "en", s.english), *sources(s, "ja", s.little)]
-    english = corpus(iter(texts), folder / "english", recipe, progress, vocab_size=s.vocab_size)
+    texts, japanese = [*files(s, "en", s.english), *files(s, "ja", s.little)], files(s, "ja", s.japanese)
+    english = prepare(texts, folder / "english", recipe, vocab_size=s.vocab_size, progress=progress)
     base = zoo.new(
         zoo.families()["llama"],
         recipe.config(english.tokenizer.vocab_size),
@@ -154,12 +130,11 @@ def measure(settings: Setting, *, seed: int, folder: Path, progress: Progress) -
         generator=torch.Generator().manual_seed(seed),
     )
     base = replace(base, tokenizer=english.tokenizer)
-    train(base, english, recipe, s.base_steps, s=s, seed=seed, folder=folder / "base", progress=progress)
-    kept = corpus(sources(s, "ja", s.japanese), folder / "kept", recipe, progress, tokenizer=english.tokenizer)
-    with (folder / "kept" / "corpus" / "train.jsonl").open(encoding="utf-8") as file:
-        read = (json.loads(row)["text"] for row in file)
-        more = expand(english.tokenizer, read, num_new=s.num_new, progress=progress)
-    extended = corpus(sources(s, "ja", s.japanese), folder / "extended", recipe, progress, tokenizer=more)
+    learned = train(base, english, recipe, s.base_steps, s=s, seed=seed, folder=folder / "base", progress=progress)
+    kept = prepare(japanese, folder / "kept", recipe, tokenizer=english.tokenizer, progress=progress)
+    read = (text.text for text in read_texts(folder / "kept" / "train.jsonl"))
+    more = expand(english.tokenizer, read, num_new=s.num_new, progress=progress)
+    extended = prepare(japanese, folder / "extended", recipe, tokenizer=more, progress=progress)
     parts = {"kept": kept.held_out.facts, "extended": extended.held_out.facts}
     found = {f"length_{name}": facts.characters / facts.tokens for name, facts in parts.items()}
     cost = flops_per_token(base.module, base.config, recipe.seq_len)
@@ -175,9 +150,9 @@ def measure(settings: Setting, *, seed: int, folder: Path, progress: Progress) -
 
         bits = train(loaded, text, recipe, steps, s=s, seed=seed, folder=folder / arm, progress=tell)
         found |= {f"{arm}_{point}": value for point, value in zip(POINTS, bits, strict=True)}
-        found[f"english_{arm}"] = judge(loaded, english, recipe, s.watched)
+        found[f"english_{arm}"] = held_out_bits(loaded.module, english, recipe.seq_len, s.watched)
     return found | {
-        "english_base": judge(base, english, recipe, s.watched),
+        "english_base": learned[-1],
         "longer": found["length_extended"] / found["length_kept"],
         "over_kept": found["mean_100"] - found["kept_100"],
         "over_random": found["mean_100"] - found["random_100"],
