@@ -1,7 +1,8 @@
-"""Train kiban-encoder-ja-en: MiniLM's English sentence space for Japanese, on one core in about an hour.
+"""Train kiban-encoder-ja-en: MiniLM's English sentence space for Japanese, in minutes on a GPU or an hour on one core.
 
     python examples/get_text.py parallel ja en       # the text, once
-    python examples/train_encoder_ja_en.py           # to runs/encoder-ja-en; started again, it goes on where it was
+    python examples/train_encoder_ja_en.py --gpu     # to runs/encoder-ja-en; started again, it goes on where it was
+    python examples/train_encoder_ja_en.py           # without a GPU: fewer steps, no masked language modelling
     python examples/train_encoder_ja_en.py --minutes 5 --run runs/pilot
     python examples/train_encoder_ja_en.py --publish weights/kiban-encoder-ja-en     # after benchmarks/encoder_ja_en.py
 
@@ -27,9 +28,10 @@ from build_debian import paragraphs
 from encoder_card import card
 from get_text import CACHE, Archives
 from kiban import zoo
-from kiban.recipes.encoder_ja_en import Settings, publish, train
+from kiban.recipes.encoder_ja_en import ON_GPU, Settings, publish, train
 from kiban.recipes.parallel_text import Forbidden, Pair, Selection, select
 from texts.pairs import CATALOGUES, described
+from texts.sources import use
 
 DATA = Path(__file__).parent / "data"
 RECORD = Path(__file__).parent.parent / "benchmarks" / "results" / "encoder-ja-en.json"
@@ -48,6 +50,15 @@ def parallel() -> Iterator[Pair]:
             row = json.loads(line)
             strings = row["source"] in CATALOGUES or row["source"] == "japanese-law-translation"
             yield Pair(row["ja"], row["en"], row["source"], row["licence"], row["machine"], strings)
+
+
+def japanese() -> list[str]:
+    """The Japanese texts that get_text.py fetched and whose licence allows it."""
+    texts = []
+    for source in sorted((CACHE / "text-ja").glob("*.jsonl")):
+        with source.open(encoding="utf-8") as file:
+            texts += [row["text"] for row in map(json.loads, file) if use(row["licence"]) in ("free", "copyleft")]
+    return texts
 
 
 def dictionary(archives: Archives) -> Iterator[Pair]:
@@ -129,6 +140,7 @@ def main() -> None:
     """Train, or go on with a run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/encoder-ja-en"), help="folder of the run")
+    parser.add_argument("--gpu", action="store_true", help="as the published weights were made; minutes on a GPU")
     parser.add_argument("--minutes", type=float, default=55.0, help="of training, besides the teacher's embeddings")
     parser.add_argument("--steps", type=int, default=0, help="instead of --minutes: repeats exactly on any machine")
     parser.add_argument("--rows", type=int, default=0, help="pairs to use, 0 for all")
@@ -139,6 +151,8 @@ def main() -> None:
         published(arguments.run, arguments.publish, arguments.rows)
         return
     settings = Settings(seconds=60 * arguments.minutes, rows=arguments.rows)
+    if arguments.gpu:
+        settings = replace(ON_GPU, rows=arguments.rows)
     if arguments.steps:
         settings = replace(settings, seconds=0.0, steps=arguments.steps)
     last = 0.0
@@ -149,7 +163,9 @@ def main() -> None:
             last = time.monotonic()
             print(f"{stage} {done}/{total or '?'}", flush=True)
 
-    student, result = train(stored_selection(arguments.run / "pairs.json"), arguments.run, settings, progress=tell)
+    texts = japanese() if settings.masked_steps else ()
+    selection = stored_selection(arguments.run / "pairs.json")
+    student, result = train(selection, arguments.run, settings, texts=texts, progress=tell)
     print(f"{result.steps} steps, {result.tokens} tokens, {result.seconds:.0f} s, ended by {result.stopped_by}")
     if result.stopped_by != "sigterm":
         zoo.save(student, arguments.run / "final")

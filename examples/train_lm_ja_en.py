@@ -1,8 +1,8 @@
 """Pretrain kiban-lm-ja-en: a small bilingual Llama from random weights, with the verbs that are there for anyone's text.
 
     python examples/get_text.py ja en              # the text, once
-    python examples/train_lm_ja_en.py              # to runs/lm-ja-en; started again, it goes on where it was
-    python examples/train_lm_ja_en.py --time 10m --run runs/pilot
+    python examples/train_lm_ja_en.py --gpu        # to runs/lm-ja-en; started again, it goes on where it was
+    python examples/train_lm_ja_en.py --time 75m   # without a GPU: a smaller one
     python examples/train_lm_ja_en.py --publish weights/kiban-lm-ja-en      # after benchmarks/lm_ja_en.py
 
 Japanese text under every licence that `get_text.py --list` calls free or copyleft; English, of which there is more, under
@@ -16,6 +16,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ TEMPLATE = Path(__file__).with_name("lm_card.md")
 RECORD = Path(__file__).parent.parent / "benchmarks" / "results" / "lm-ja-en.json"
 USED = {"ja": ("free", "copyleft"), "en": ("free",)}
 VOCAB_SIZE = 8192  # of both languages together
+ON_GPU = ("--size", "11m", "--tokens", "120M", "--set", "recipe.batch_tokens=32768")  # the published weights
 
 
 def write_text(path: Path) -> None:
@@ -52,7 +54,7 @@ def kiban(*arguments: str | Path) -> None:
         sys.exit(done.returncode)
 
 
-def train(run: Path, time: str) -> None:
+def train(run: Path, length: Sequence[str]) -> None:
     """Corpus and model below run; what an earlier call finished is not done again."""
     run.mkdir(parents=True, exist_ok=True)
     text, clean, unique, model = (run / name for name in ("text.jsonl", "clean", "unique", "model"))
@@ -65,7 +67,7 @@ def train(run: Path, time: str) -> None:
     if model.exists():
         kiban("pretrain", "--resume", model)
     else:
-        kiban("pretrain", "llama", "--data", unique, "--time", time, "--vocab-size", str(VOCAB_SIZE), "--out", model)
+        kiban("pretrain", "llama", "--data", unique, *length, "--vocab-size", str(VOCAB_SIZE), "--out", model)
 
 
 def card(run: Path) -> str:
@@ -119,13 +121,14 @@ def main() -> None:
     """Train, or go on with a run, or publish one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/lm-ja-en"), help="folder of the run")
-    parser.add_argument("--time", default="75m", help="for tokenizer, training and measurement")
+    parser.add_argument("--gpu", action="store_true", help="as the published weights were made; minutes on a GPU")
+    parser.add_argument("--time", default="75m", help="instead of --gpu: for tokenizer, training and measurement")
     parser.add_argument("--publish", type=Path, help="write a finished run to this folder, with its card; must be new")
     arguments = parser.parse_args()
     if arguments.publish:
         publish(arguments.run, arguments.publish)
     else:
-        train(arguments.run, arguments.time)
+        train(arguments.run, ON_GPU if arguments.gpu else ("--time", arguments.time))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kiban.objectives.linear_cross_entropy import linear_cross_entropy
+from kiban.objectives.linear_cross_entropy import _Work, linear_cross_entropy
 
 N, D, V = 23, 12, 37
 
@@ -37,9 +37,14 @@ def gradients(total: Tensor, *inputs: Tensor | None) -> list[Tensor]:
     return list(torch.autograd.grad(total, [t for t in inputs if t is not None]))
 
 
+@pytest.mark.parametrize("way", ["cpu", "gpu"])
 @pytest.mark.parametrize("chunk", [None, 1, 4, N, 1000])
 @pytest.mark.parametrize(("bias", "ignored", "z_loss"), [(True, True, 0.1), (False, False, 0.0), (False, True, 1e-4)])
-def test_it_equals_the_loss_of_whole_logits(chunk: int | None, bias: bool, ignored: bool, z_loss: float) -> None:
+def test_it_equals_the_loss_of_whole_logits(
+    way: str, chunk: int | None, bias: bool, ignored: bool, z_loss: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "gpu":  # the steps that a GPU takes
+        monkeypatch.setattr(_Work, "_in_place", _Work._on_gpu)
     hidden, weight, targets, offset = case(bias=bias, ignored=ignored)
     total, z, _ = linear_cross_entropy(hidden, weight, targets, bias=offset, z_loss=z_loss, chunk=chunk)
     expected, expected_z = whole(hidden, weight, targets, offset, z_loss)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,17 @@ THINGS = {
 VERBS = {"見る": "see", "買う": "buy", "描く": "draw", "好む": "like", "探す": "look for", "夢に見る": "dream of"}
 COLOURS = {"赤い": "red", "青い": "blue", "白い": "white", "黒い": "black"}
 SMALL = Settings(
-    num_tokens=6_000, num_japanese=60, batch_size=16, seconds=0.0, steps=12, eval_every=6, checkpoint_every=4, lr=1e-3
+    num_tokens=6_000,
+    num_japanese=60,
+    batch_size=16,
+    seconds=0.0,
+    steps=12,
+    eval_every=6,
+    checkpoint_every=4,
+    lr=1e-3,
+    masked_steps=6,
+    masked_batch_size=32,
+    masked_len=16,
 )
 
 
@@ -46,10 +57,15 @@ def selection() -> Selection:
     return Selection(pairs[:150], pairs[150:170], pairs[170:], {})
 
 
+def texts(selection: Selection) -> list[str]:
+    """Longer than a row."""
+    return ["".join(pair.ja for pair in selection.train[i : i + 5]) for i in range(0, 150, 5)]
+
+
 @pytest.fixture(scope="module")
 def run(selection: Selection, tmp_path_factory: pytest.TempPathFactory) -> tuple[zoo.Loaded, Path]:
     folder = tmp_path_factory.mktemp("run")
-    student, result = train(selection, folder, SMALL)
+    student, result = train(selection, folder, SMALL, texts=texts(selection))
     assert result.steps == SMALL.steps and result.stopped_by == "steps"
     return student, folder
 
@@ -75,18 +91,30 @@ def test_it_learns_and_tells_how(run: tuple[zoo.Loaded, Path]) -> None:
     assert [line["step"] for line in lines if "eval_recall@1" in line] == [6, 12]
 
 
+def test_before_that_it_guesses_hidden_words_and_resumes_among_them(
+    run: tuple[zoo.Loaded, Path], selection: Selection, tmp_path: Path
+) -> None:
+    folder = run[1] / "masked"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert len(lines) == SMALL.masked_steps and lines[-1]["masked_loss"] < lines[0]["masked_loss"]
+    begun, read = (zoo.load(path).module for path in (run[1] / "begin", folder / "model"))
+    assert not torch.equal(begun.embed.token.weight, read.embed.token.weight)  # type: ignore[arg-type, union-attr]
+    shutil.copytree(run[1] / "begin", tmp_path / "begin")
+    shutil.copytree(folder / "step-4", tmp_path / "masked" / "step-4")
+    train(selection, tmp_path, dataclasses.replace(SMALL, steps=1), texts=texts(selection))
+    again = zoo.load(tmp_path / "masked" / "model").module
+    for (name, a), (_, b) in zip(read.named_parameters(), again.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
 def test_a_run_that_was_stopped_ends_like_one_that_was_not(
     run: tuple[zoo.Loaded, Path], selection: Selection, tmp_path: Path
 ) -> None:
     whole, folder = run
     for name in ("teacher.f16", "teacher.key"):
-        (tmp_path / name).write_bytes((folder / name).read_bytes())
-    (tmp_path / "begin").mkdir()
-    for path in (folder / "begin").iterdir():
-        (tmp_path / "begin" / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "step-8").mkdir()
-    for path in (folder / "step-8").iterdir():
-        (tmp_path / "step-8" / path.name).write_bytes(path.read_bytes())
+        shutil.copy(folder / name, tmp_path / name)
+    for name in ("begin", "masked", "step-8"):
+        shutil.copytree(folder / name, tmp_path / name)
     resumed, result = train(selection, tmp_path, SMALL)
     assert result.steps == SMALL.steps
     for (name, a), (_, b) in zip(whole.module.named_parameters(), resumed.module.named_parameters(), strict=True):

@@ -100,8 +100,9 @@ def pretrain_command(
         }
         settings = resolve(given, config, changes or ())
     from kiban.train.parallel import parallel_of
+    from kiban.train.precision import usual_device
 
-    parallel = parallel_of("auto", device=_device())
+    parallel = parallel_of("auto", device=usual_device())
     if folder is None:
         # Processes do not look at their clocks in the same second.
         begun = datetime.datetime.fromtimestamp(parallel.first(int(clock.time())))
@@ -200,12 +201,6 @@ class _Run:
             data = Path(self.settings.data).name
             final = leave(self.plan, loaded, result, self.folder, data=data, version=__version__)
             _tell_result(self.console, result, final, as_json)
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _choose(plans: dict[str, Plan], seconds: float, corpus: Corpus, console: Console) -> Plan:

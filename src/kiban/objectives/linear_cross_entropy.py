@@ -52,7 +52,7 @@ def linear_cross_entropy(
 
 def _rows(vocab_size: int, kind: str) -> int:
     """Rows of a chunk: about 2^22 logits, but at least 256 rows, below which products are slow, up to 2^24 logits."""
-    usual, most = (22, 24) if kind == "cpu" else (26, 26)
+    usual, most = (22, 24) if kind == "cpu" else (27, 27)
     return max(1, (1 << usual) // vocab_size, min(256, (1 << most) // vocab_size))
 
 
@@ -102,36 +102,56 @@ class _Work:
         self.wide = torch.promote_types(dtype, torch.float32)
         self.dtype, self.z_loss, self.wanted, self.own_dtype = dtype, z_loss, wanted, weight.dtype
         self.weight, self.bias = weight.to(dtype), None if bias is None else bias.to(self.wide)
-        # Rows start at multiples of 64 bytes: with V = 50,257 a product into odd rows takes half as long again.
-        pitch = -(-len(weight) // 16) * 16
-        self.logits = weight.new_empty((size, pitch), dtype=self.wide)[:, : len(weight)]
-        self.grad_weight = torch.zeros_like(weight, dtype=self.wide) if wanted[1] else None
-        self.grad_bias = torch.zeros_like(bias, dtype=self.wide) if bias is not None and wanted[2] else None
+        self.real = len(weight)
+        if weight.is_cuda and self.real % 64:
+            # Products of an odd width are three times as slow there; rows of zeros are added, and taken off at the end.
+            self.weight = torch.nn.functional.pad(self.weight, (0, 0, 0, -self.real % 64))
+            self.bias = None if self.bias is None else torch.nn.functional.pad(self.bias, (0, -self.real % 64))
+        if not weight.is_cuda:
+            # Rows start at multiples of 64 bytes: with V = 50,257 a product into odd rows takes half as long again.
+            pitch = -(-len(weight) // 16) * 16
+            self.logits = weight.new_empty((size, pitch), dtype=self.wide)[:, : len(weight)]
+        self.grad_weight = torch.zeros_like(self.weight, dtype=self.wide) if wanted[1] else None
+        self.grad_bias = torch.zeros_like(self.bias) if self.bias is not None and wanted[2] else None
         self.zero = weight.new_zeros((), dtype=self.wide)
 
     def __call__(self, hidden: Tensor, targets: Tensor, grad_hidden: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(sum of losses, sum of z terms, hits) of a chunk; its gradients are added, or written to grad_hidden."""
-        logits, hidden = self.logits[: len(hidden)], hidden.to(self.dtype)
-        self._product(hidden, logits)
-        own = logits.gather(1, targets[:, None])
-        top = logits.amax(1, keepdim=True)
-        logits.sub_(top).exp_()
-        mass = logits.sum(1, keepdim=True)
-        log_z = mass.log() + top  # (n, 1)
+        hidden, answers = hidden.to(self.dtype), targets[:, None]
+        p, mass, log_z, own, top = (self._on_gpu if hidden.is_cuda else self._in_place)(hidden, answers)
         if any(self.wanted):
             # d/dlogits = p (1 + 2 z_loss log Z) - one at the target
-            logits.mul_((1 + 2 * self.z_loss * log_z) / mass)
-            logits.scatter_add_(1, targets[:, None], torch.full_like(own, -1.0))
-            self._add_gradients(logits, hidden, grad_hidden)
+            if mass is not None or self.z_loss:
+                p.mul_((1 + 2 * self.z_loss * log_z) / (1.0 if mass is None else mass))
+            p.scatter_add_(1, answers, torch.full_like(own, -1.0))
+            self._add_gradients(p, hidden, grad_hidden)
         return (log_z - own).sum(), self.z_loss * log_z.square().sum(), (own >= top).sum().to(own.dtype)
 
-    def _product(self, hidden: Tensor, logits: Tensor) -> None:
+    def _in_place(self, hidden: Tensor, answers: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+        """exp(logits) over a factor (n, V), its sums, log Z, the targets' logits and the largest, each (n, 1)."""
+        logits = self.logits[: len(hidden)]
         if self.dtype == self.wide:
             torch.mm(hidden, self.weight.T, out=logits)
         else:
             logits.copy_(hidden @ self.weight.T)
         if self.bias is not None:
             logits += self.bias
+        own = logits.gather(1, answers)
+        top = logits.amax(1, keepdim=True)
+        logits.sub_(top).exp_()
+        mass = logits.sum(1, keepdim=True)
+        return logits, mass, mass.log() + top, own, top
+
+    def _on_gpu(self, hidden: Tensor, answers: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+        """The same, the sums being 1 (None): there memory is what takes time, and one kernel does what six do above."""
+        logits = hidden @ self.weight.T
+        if self.bias is not None:
+            logits = logits + self.bias
+        logits[:, self.real :] = -torch.inf
+        own, top = (x.to(self.wide) for x in (logits.gather(1, answers), logits.amax(1, keepdim=True)))
+        log_p = logits.log_softmax(1, dtype=self.wide)
+        log_z = own - log_p.gather(1, answers)
+        return log_p.exp_(), None, log_z, own, top
 
     def _add_gradients(self, grad: Tensor, hidden: Tensor, grad_hidden: Tensor | None) -> None:
         if self.grad_bias is not None:
@@ -146,5 +166,5 @@ class _Work:
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None]:
         """Of weight and bias, in their dtype."""
-        weight, bias = (g if g is None else g.to(self.own_dtype) for g in (self.grad_weight, self.grad_bias))
+        weight, bias = (g if g is None else g[: self.real].to(self.own_dtype) for g in (self.grad_weight, self.grad_bias))
         return weight, bias

@@ -31,13 +31,17 @@ from kiban.objectives.masked_lm import MaskedLM
 from kiban.recipes.base import Recipe, flops_per_token
 from kiban.recipes.corpus import Corpus
 from kiban.train.parallel import Parallel
-from kiban.train.precision import Precision, choose
+from kiban.train.precision import Precision, choose, usual_device
 from kiban.train.settings import Hooks, TrainConfig
 from kiban.train.trainer import Trainer
 
 NGRAM_TOKENS = 3 * 10**7  # of training text that the n-gram model counts at most
 WATCH_CHARACTERS = 60_000  # held-out text that is scored while training; all of it, to a bound, at the end
 END_CHARACTERS = 2_000_000
+GPU_TOKENS, GPU_PARAMETERS = (
+    2**15,
+    10**8,
+)  # that a GPU takes at once at least, of models with so many parameters at most
 SENTENCE_ENDS = tuple("。！？.!?")
 
 
@@ -146,6 +150,8 @@ def trainer_of(
     """The trainer of a plan; material is what `rows_of` gives."""
     recipe, (rows, collate, objective) = plan.recipe, material
     steps = length.steps or math.ceil(length.tokens / recipe.batch_tokens) or 1000
+    if next(loaded.module.parameters()).is_cuda and loaded.num_parameters <= GPU_PARAMETERS:
+        recipe = replace(recipe, micro_tokens=max(recipe.micro_tokens, GPU_TOKENS))
     config = train_config(
         recipe,
         steps=steps,
@@ -189,9 +195,7 @@ def pretrain(
     recipe, corpus = plan.recipe, plan.corpus
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     parallel = parallel or Parallel()
-    loaded = plan.model(
-        device=parallel.device if parallel.world > 1 else "cuda" if torch.cuda.is_available() else "cpu"
-    )
+    loaded = plan.model(device=parallel.device if parallel.world > 1 else usual_device())
     judge = Judge(plan, loaded)
     floor = parallel.inside(loaded.module, lambda: judge.ngram(progress))
     if floor is not None:

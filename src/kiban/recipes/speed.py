@@ -9,6 +9,7 @@ import torch
 from kiban.config import silent
 from kiban.recipes.pretrain import Length, Plan, rows_of, trainer_of
 from kiban.train.parallel import Parallel
+from kiban.train.precision import usual_device
 from kiban.train.settings import Hooks
 
 GAIN = 1.2  # one thread must be so much faster before the others are given up
@@ -16,7 +17,7 @@ GAIN = 1.2  # one thread must be so much faster before the others are given up
 
 def measure(plan: Plan, *, steps: int = 3) -> tuple[int, float]:
     """Parameters of the plan's model, and tokens that it learns from in a second here: the best of some steps."""
-    loaded = plan.model()
+    loaded = plan.model(device=usual_device())
     rows, collate, objective = rows_of(plan, plan.corpus.held_out)
     trainer = trainer_of(
         plan, loaded, (rows, collate, objective), Length(steps=steps + 1), None, Hooks(), Parallel(), silent
@@ -38,7 +39,7 @@ def settle_threads(plan: Plan) -> tuple[int, float, float]:
     times as slow as one.
     """
     usual = torch.get_num_threads()
-    if usual == 1 or torch.cuda.is_available():
+    if usual == 1 or usual_device() == "cuda":
         return usual, 0.0, 0.0
     rates = []
     for threads in (usual, 1):

@@ -162,7 +162,7 @@ class Trainer:
         """
         size = len(ids) if self.objective.coupled else self.config.micro_batch_size
         shares = self.parallel.share(ids, size)
-        parts = [(self._to_device(self.loader.batch(rows)), weight) for rows, weight in shares]
+        parts = [(self.loader.batch(rows), weight) for rows, weight in shares]
         counts = [
             sum(weight * float(count(part)) for part, weight in parts) for count in (self.objective.count, _tokens)
         ]
@@ -170,7 +170,8 @@ class Trainer:
         sums: dict[str, float] = {"loss": 0.0}
         for number, (part, weight) in enumerate(parts, 1):
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-                loss = self.parallel.loss(self.module, self.objective, part, last=number == len(parts))
+                batch = self._to_device(part)
+                loss = self.parallel.loss(self.module, self.objective, batch, last=number == len(parts))
             (loss.total * (weight / max(count, 1.0))).backward()  # type: ignore[no-untyped-call]
             for name, value in {"loss": loss.total.detach(), **loss.metrics}.items():
                 sums[name] = sums.get(name, 0.0) + weight * float(value)
