@@ -112,11 +112,15 @@ def test_a_finished_run_is_not_written_over(run_folder: Path, texts: Path, kiban
 
 
 @pytest.mark.slow
-def test_a_time_budget_chooses_a_size_and_is_kept(kiban: Kiban, texts: Path, tmp_path: Path) -> None:
+def test_a_time_budget_chooses_a_size_and_ends_where_the_text_is_used_up(
+    kiban: Kiban, texts: Path, tmp_path: Path
+) -> None:
     start = time.monotonic()
     said = kiban("pretrain", "gpt", "--data", str(texts), "--time", "2m", "--out", str(tmp_path / "run"), "--json")
-    assert said.code == 0 and 60 < time.monotonic() - start < 150
-    assert json.loads(said.out)["size"] in ("0.8m", "1.8m", "3m", "11m", "25m", "50m")
+    assert said.code == 0 and time.monotonic() - start < 150
+    found = json.loads(said.out)
+    assert found["size"] in ("0.8m", "1.8m", "3m", "11m", "25m", "50m")
+    assert 5.9 < found["epochs"] < 6.3 and "6" in said.err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="gloo over loopback")

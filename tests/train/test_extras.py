@@ -120,6 +120,14 @@ def test_a_time_budget_is_kept_and_the_rate_has_fallen_to_nothing_at_its_end(tmp
     assert result.steps == len(rates) and rates[-1] < 0.1 * max(rates)
 
 
+def test_a_time_budget_ends_early_where_the_text_is_used_up(tmp_path: Path) -> None:
+    trainer = lm(steps=10_000, seconds=60.0, most_steps=30, schedule="wsd", warmup=0.02)
+    trainer.log.path = tmp_path / "metrics.jsonl"
+    assert trainer.run().steps == 30
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rates[-1] < 0.1 * max(rates)
+
+
 def test_a_time_budget_needs_a_schedule_that_may_end_late() -> None:
     with pytest.raises(ConfigError, match="wsd"):
         lm(seconds=4.0, schedule="cosine")

@@ -187,7 +187,7 @@ class _Run:
         """Train, measure, and leave the model."""
         from kiban import __version__
         from kiban.recipes.leave import leave, plot
-        from kiban.recipes.pretrain import Length, pretrain
+        from kiban.recipes.pretrain import MAX_PASSES, Length, pretrain
 
         seconds = self.parallel.first(int(self._left()))
         length = Length(steps=self.settings.steps or 0, tokens=self.settings.tokens or 0, seconds=seconds)
@@ -196,6 +196,8 @@ class _Run:
         if result.stopped_by == "sigterm":
             note(_say("stopped", self.console, folder=self.folder))
             raise typer.Exit(143)
+        if self.settings.seconds and result.ngram_bits_per_character and round(result.epochs, 1) >= MAX_PASSES:
+            note(_say("passes", self.console, passes=MAX_PASSES))
         if self.parallel.rank == 0:
             plot(self.folder, result, lang=self.console.lang)
             data = Path(self.settings.data).name
@@ -206,6 +208,7 @@ class _Run:
 def _choose(plans: dict[str, Plan], seconds: float, corpus: Corpus, console: Console) -> Plan:
     """The plan that the scaling law and the speed here recommend; larger ones are tried until the loss rises."""
     from kiban.choose.scaling import Rung, best_size
+    from kiban.recipes.pretrain import MAX_PASSES
     from kiban.recipes.speed import measure, settle_threads
 
     if len(plans) == 1:
@@ -216,8 +219,11 @@ def _choose(plans: dict[str, Plan], seconds: float, corpus: Corpus, console: Con
     rungs: dict[str, Rung] = {}
     for name, plan in plans.items():
         parameters, rate = measure(plan)
-        rungs[name] = Rung(parameters, seconds * rate)
-        facts = {"size": name, "parameters": parameters, "rate": rate, "tokens": seconds * rate}
+        tokens = seconds * rate
+        if plan.recipe.objective == "causal_lm":
+            tokens = min(tokens, MAX_PASSES * corpus.train.facts.tokens)
+        rungs[name] = Rung(parameters, tokens)
+        facts = {"size": name, "parameters": parameters, "rate": rate, "tokens": tokens}
         console.note(_say("rung", console, **facts))
         best, _ = best_size(rungs, corpus.train.facts.tokens)
         if best != name:

@@ -24,6 +24,10 @@ WORDS: dict[str, dict[str, str]] = {
         "ja": "中断しました。続きは: kiban pretrain --resume {folder}",
         "en": "Interrupted. To go on: kiban pretrain --resume {folder}",
     },
+    "passes": {
+        "ja": "文章を {passes} 回読んだので終わりました (それ以上は丸暗記になります。文章を増やしてください)",
+        "en": "Ended early, after {passes} passes over the text: it would learn it by heart. Give more text to use the time",
+    },
     "better": {
         "ja": "検証データで n-gram モデルより良い: {ours:.3f} 対 {ngram:.3f} ビット/文字",
         "en": "Better than the n-gram model on held-out text: {ours:.3f} against {ngram:.3f} bits per character",

@@ -166,5 +166,7 @@ class _Work:
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None]:
         """Of weight and bias, in their dtype."""
-        weight, bias = (g if g is None else g[: self.real].to(self.own_dtype) for g in (self.grad_weight, self.grad_bias))
+        weight, bias = (
+            g if g is None else g[: self.real].to(self.own_dtype) for g in (self.grad_weight, self.grad_bias)
+        )
         return weight, bias

@@ -16,9 +16,10 @@ class TrainConfig:
     """A training run. Batches are counted in rows; micro_batch_size bounds memory and changes nothing else.
 
     seconds: a time budget; with schedule "wsd" the rate begins to fall when the end comes near, and steps is what was
-    expected. warmup: share of the steps. ema: decay of the averaged parameters, which then are the ones evaluated and kept,
-    0 for none. recompute: save memory by computing the blocks twice. eval_every, sample_every, checkpoint_every: steps, 0
-    for never. patience: evaluations without a better best_metric before it stops, 0 for no early stop.
+    expected; most_steps: where it ends in any case, 0 for nowhere. warmup: share of the steps. ema: decay of the averaged
+    parameters, which then are the ones evaluated and kept, 0 for none. recompute: save memory by computing the blocks twice.
+    eval_every, sample_every, checkpoint_every: steps, 0 for never. patience: evaluations without a better best_metric before
+    it stops, 0 for no early stop.
     """
 
     steps: int
@@ -26,6 +27,7 @@ class TrainConfig:
     micro_batch_size: int
     lr: float
     seconds: float = 0.0
+    most_steps: int = 0
     optimizer: optim.Name = "adamw"
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)

@@ -127,7 +127,7 @@ class Trainer:
             return
         each = (state.seconds - state.first_seconds) / (state.step - 1)
         left = int((config.seconds - state.seconds) / each)
-        state.steps = self.parallel.first(state.step + max(1, left))
+        state.steps = min(self.parallel.first(state.step + max(1, left)), config.most_steps or 2**62)
 
     # One step -------------------------------------------------------------------------------------------------------
 
