@@ -4,7 +4,9 @@
 
 Retrieval: sentences of manuals and programs of which nothing was trained on, Japanese to English and back; and general
 sentences, whose Japanese side is machine translation. Classification: the labelled sets of examples/data, split as `kiban
-adopt` splits them, with its own strategies. A model that --models does not name keeps the numbers of the last record.
+adopt` splits them, with its own strategies. --folds N instead asks every row once, in N parts of which each is the test of
+models trained on the others: more rows, hence a narrower interval. A model that --models does not name keeps the numbers of
+the last record.
 """
 
 from __future__ import annotations
@@ -14,18 +16,21 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.model_selection import StratifiedGroupKFold
 
 from common import RESULTS, finish
 from kiban import zoo
 from kiban.adopt.folder import Settings
 from kiban.adopt.job import Look, look
+from kiban.adopt.profile import profile
 from kiban.adopt.strategies import strategy
-from kiban.adopt.strategies.base import Candidate, Job
+from kiban.adopt.strategies.base import Candidate, Job, Rows
 from kiban.adopt.strategies.classifier import BATCH_SIZE
 from kiban.catalogue.pull import pull
 from kiban.data.tables import read_table
@@ -45,6 +50,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["retrieval", "linear_head", "finetune_encoder"], help="measure nothing else")
     parser.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS), help="labelled sets")
     parser.add_argument("--epochs", type=int, default=3, help="of fine-tuning, which is measured with --only")
+    parser.add_argument("--folds", type=int, default=0, help="cross-validate in so many parts, with --only")
     parser.add_argument(
         "--models",
         nargs="*",
@@ -58,6 +64,9 @@ def main() -> None:
     path = RESULTS / "encoder-ja-en.json"
     retrieval: dict[str, dict[str, Any]] = {}
     classification: dict[str, dict[str, Any]] = {}
+    if options.folds:
+        cross_validate(options, path)
+        return
     pairs, looks = test_pairs(), {name: look_at(name, columns) for name, columns in SETS.items()}
     kind = options.only or "linear_head"
     for model in options.models:
@@ -139,11 +148,55 @@ def classify(model: str, kind: str, seen: Look, epochs: int) -> dict[str, Any]:
         predictor = strategy(kind).fit(job).predictor
         seconds = time.perf_counter() - start
         answers = predictor.predict(test.inputs).argmax(-1)
-    scores: dict[str, Any] = {"strategy": kind, "fit_seconds": round(seconds, 1)}
-    for metric in ("macro_f1", "accuracy"):
-        found = bootstrap_interval(metric, np.asarray(test.targets), answers, num_labels=len(seen.task.labels))
-        scores[metric], scores[f"{metric}_95"] = round(found[0], 4), [round(x, 4) for x in found[1:]]
+    scores = {"strategy": kind, "fit_seconds": round(seconds, 1), **score(test.targets, answers, seen.task.labels)}
     return {**scores, "answers": answers.tolist()}
+
+
+def score(targets: Any, answers: Any, labels: Any) -> dict[str, Any]:
+    """Macro-F1 and accuracy with their intervals."""
+    scores: dict[str, Any] = {}
+    for metric in ("macro_f1", "accuracy"):
+        found = bootstrap_interval(metric, np.asarray(targets), np.asarray(answers), num_labels=len(labels))
+        scores[metric], scores[f"{metric}_95"] = round(found[0], 4), [round(x, 4) for x in found[1:]]
+    return scores
+
+
+def cross_validate(options: argparse.Namespace, path: Path) -> None:
+    """Every row of the sets answered by a model that was trained on other parts, near-duplicates in one part."""
+    measured: dict[str, Any] = {}
+    for place in options.sets:
+        table, (text, label) = read_table(EXAMPLES / "data" / f"{place}.csv"), SETS[place]
+        found = profile(table, text, label, seed=0)
+        parts = StratifiedGroupKFold(options.folds, shuffle=True, random_state=0)
+        seen, answers = look_at(place, SETS[place]), {model: np.zeros(len(found.targets)) for model in options.models}
+        for number, (rest, test) in enumerate(parts.split(found.texts, found.targets, found.groups)):
+            targets, groups = (np.asarray(values)[rest] for values in (found.targets, found.groups))
+            inner = StratifiedGroupKFold(5, shuffle=True, random_state=0).split(rest, targets, groups)
+            train, validation = (rest[part] for part in next(iter(inner)))
+            rows = tuple(
+                Rows(inputs=[found.texts[i] for i in part], targets=[found.targets[i] for i in part])
+                for part in (train, validation, test)
+            )
+            for model in options.models:
+                told = classify(model, options.only or "linear_head", replace(seen, rows=rows), options.epochs)
+                answers[model][test] = told["answers"]
+                print(place, number, model, told["macro_f1"], f"{told['fit_seconds']} s", flush=True)
+        truth = Rows(inputs=found.texts, targets=found.targets)
+        scored = {
+            Path(model).name: {**score(found.targets, given, found.labels), "answers": given.astype(int).tolist()}
+            for model, given in answers.items()
+        }
+        gains = compare(replace(seen, rows=(truth, truth, truth)), scored)
+        for name, gain in gains.items():
+            scored[name] |= gain
+        print({name: {k: v for k, v in values.items() if k != "answers"} for name, values in scored.items()})
+        strategy_name = f"{options.only or 'linear_head'}, {options.epochs} epochs, {options.folds} folds"
+        measured[place] = {strategy_name: scored}
+    record = json.loads(path.read_text(encoding="utf-8"))
+    for place, scored in measured.items():
+        record.setdefault("cross_validated", {}).setdefault(place, {}).update(scored)
+    if options.save:
+        path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def compare(seen: Look, found: dict[str, Any]) -> dict[str, Any]:

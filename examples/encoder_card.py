@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kiban.recipes.encoder_ja_en import Settings
 from kiban.recipes.parallel_text import Pair
 
 NAMES = {
@@ -16,55 +17,68 @@ NAMES = {
     "kiban-encoder-ja-en": "**this model**",
     **{f"kiban-encoder-ja-en, fine-tuned {n} epochs": f"**this model**, fine-tuned whole, {n} epochs" for n in (3, 6)},
     "begin": "its start, steps 1 and 2",
+    "distilled-only": "the same without reading, step 3",
 }
 
 TEMPLATE = Path(__file__).with_name("encoder_card.md")
 
 
 def card(
-    settings: Any,
+    c: Settings,
     selected: Sequence[Pair],
-    pairs: int,
     removed: Mapping[str, int],
     held: Mapping[str, Sequence[str]],
+    texts: Sequence[Mapping[str, str]],
     lines: Sequence[Mapping[str, Any]],
+    result: Mapping[str, Any],
     record: Mapping[str, Any],
-    *,
-    num_tokens: int,
-    hours: float,
 ) -> str:
-    """README.md. pairs: how many of selected were distilled from.
+    """README.md. texts: that were read, rows of get_text.py. lines: of metrics.jsonl. result: of the run.
 
-    lines: of metrics.jsonl. record: of benchmarks/encoder_ja_en.py.
+    record: of benchmarks/encoder_ja_en.py.
     """
     steps = [line for line in lines if "loss" in line]
     kinds = {name: " and ".join([", ".join(names[:-1]), names[-1]]) for name, names in held.items()}
     licences: dict[str, Counter[str]] = {}
+    read: dict[str, Counter[str]] = {}
     for pair in selected:
         licences.setdefault(pair.licence, Counter())[pair.source] += 1
+    for row in texts:
+        read.setdefault(row["licence"], Counter())[row["source"]] += len(row["text"])
     left = ", ".join(f"{name} ({count:,})" for name, count in removed.items() if count)
-    by_size = sorted(licences.items(), key=lambda item: -sum(item[1].values()))
     return TEMPLATE.read_text(encoding="utf-8").format(
-        max_len=settings.max_len,
-        share=settings.english_share,
-        contrast=settings.contrast,
-        lr=settings.lr,
-        batch=settings.batch_size,
-        tokens=f"{num_tokens:,}",
+        max_len=c.max_len,
+        share=c.english_share,
+        contrast=c.contrast,
+        lr=c.lr,
+        batch=c.batch_size,
+        masked_len=c.masked_len,
+        masked_lr=c.masked_lr,
+        masked_steps=c.masked_steps,
+        masked_batch=c.masked_batch_size,
+        characters=sum(counts.total() for counts in read.values()),
+        tokens=f"{result['num_tokens']:,}",
         steps=steps[-1]["step"],
         tokens_read=steps[-1]["tokens"],
-        hours=hours,
-        pairs=pairs,
+        minutes=result["seconds"] / 60,
+        device=result["device"],
         selected=len(selected),
-        texts=steps[-1]["step"] * settings.batch_size,
+        texts=steps[-1]["step"] * c.batch_size,
+        epochs=steps[-1]["step"] * c.batch_size / (len(selected) * (1 + c.english_share)),
         removed=left,
         forbidden=removed.get("forbidden", 0),
         retrieval=_retrieval(record),
         classification=_classification(record),
         curve=_curve(lines),
-        licences="".join(f"| {name} | {sum(c.values()):,} | {', '.join(sorted(c))} |\n" for name, c in by_size),
+        licences=_by_size(licences),
+        read=_by_size(read),
         **kinds,
     )
+
+
+def _by_size(licences: Mapping[str, Counter[str]]) -> str:
+    order = sorted(licences.items(), key=lambda item: -item[1].total())
+    return "".join(f"| {name} | {counts.total():,} | {', '.join(sorted(counts))} |\n" for name, counts in order)
 
 
 def _curve(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -89,14 +103,19 @@ def _retrieval(record: Mapping[str, Any]) -> str:
 
 
 def _classification(record: Mapping[str, Any]) -> str:
-    rows = []
-    for name, models in record["classification"].items():
+    rows, sizes = [], dict(record["test_rows"])
+    tables = {name: (models, record["beside_baseline"][name]) for name, models in record["classification"].items()}
+    for name, ways in record.get("cross_validated", {}).items():
+        for way, models in ways.items():
+            title = f"{name}, {way}"
+            tables[title], sizes[title] = (models, models), len(models["baseline"]["answers"])
+    for name, (models, gains) in tables.items():
         for model, scores in models.items():
             cells = []
             for metric in ("macro_f1", "accuracy"):
                 low, high = scores[f"{metric}_95"]
                 cells.append(f"{scores[metric]:.3f} ({low:.3f} to {high:.3f})")
-            gain = record["beside_baseline"][name].get(model)
+            gain = gains.get(model, {}) if "macro_f1_gain" in gains.get(model, {}) else None
             cells.append(f"{gain['macro_f1_gain']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})" if gain else "")
-            rows.append(f"| {name} | {record['test_rows'][name]} | {NAMES.get(model, model)} | {' | '.join(cells)} |\n")
+            rows.append(f"| {name} | {sizes[name]:,} | {NAMES.get(model, model)} | {' | '.join(cells)} |\n")
     return "".join(rows)

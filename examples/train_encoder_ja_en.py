@@ -52,13 +52,13 @@ def parallel() -> Iterator[Pair]:
             yield Pair(row["ja"], row["en"], row["source"], row["licence"], row["machine"], strings)
 
 
-def japanese() -> list[str]:
+def japanese() -> list[dict[str, str]]:
     """The Japanese texts that get_text.py fetched and whose licence allows it."""
-    texts = []
+    rows = []
     for source in sorted((CACHE / "text-ja").glob("*.jsonl")):
         with source.open(encoding="utf-8") as file:
-            texts += [row["text"] for row in map(json.loads, file) if use(row["licence"]) in ("free", "copyleft")]
-    return texts
+            rows += [row for row in map(json.loads, file) if use(row["licence"]) in ("free", "copyleft")]
+    return rows
 
 
 def dictionary(archives: Archives) -> Iterator[Pair]:
@@ -116,24 +116,15 @@ def stored_selection(path: Path) -> Selection:
     return Selection(train, dev, test, value["removed"])
 
 
-def published(run: Path, folder: Path, rows: int) -> None:
+def published(run: Path, folder: Path) -> None:
     """Publish run/final with a card that tells the run and the benchmark's last record."""
     chosen, student = stored_selection(run / "pairs.json"), zoo.load(run / "final")
-    pairs = min(rows, len(chosen.train)) or len(chosen.train)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     facts = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    text = card(
-        Settings(),
-        chosen.train,
-        pairs,
-        chosen.removed,
-        {"dev": DEV, "test": TEST},
-        lines,
-        json.loads(RECORD.read_text(encoding="utf-8")),
-        num_tokens=student.config.vocab_size,
-        hours=facts["seconds"] / 3600,
-    )
-    publish(student, folder, card=text, facts={"teacher": Settings().teacher, "pairs": pairs, **facts})
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    sources = {"dev": DEV, "test": TEST}
+    text = card(ON_GPU, chosen.train, chosen.removed, sources, japanese(), lines, facts, record)
+    publish(student, folder, card=text, facts={"teacher": ON_GPU.teacher, "pairs": len(chosen.train), **facts})
 
 
 def main() -> None:
@@ -148,7 +139,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.publish:
-        published(arguments.run, arguments.publish, arguments.rows)
+        published(arguments.run, arguments.publish)
         return
     settings = Settings(seconds=60 * arguments.minutes, rows=arguments.rows)
     if arguments.gpu:
@@ -163,13 +154,17 @@ def main() -> None:
             last = time.monotonic()
             print(f"{stage} {done}/{total or '?'}", flush=True)
 
-    texts = japanese() if settings.masked_steps else ()
+    texts = [row["text"] for row in japanese()] if settings.masked_steps else ()
+    begun = time.monotonic()
     selection = stored_selection(arguments.run / "pairs.json")
     student, result = train(selection, arguments.run, settings, texts=texts, progress=tell)
     print(f"{result.steps} steps, {result.tokens} tokens, {result.seconds:.0f} s, ended by {result.stopped_by}")
     if result.stopped_by != "sigterm":
         zoo.save(student, arguments.run / "final")
-        facts = {"steps": result.steps, "tokens": result.tokens, "seconds": round(result.seconds)}
+        device = f"one {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "one core"
+        seconds = round(time.monotonic() - begun)
+        facts = {"steps": result.steps, "tokens": result.tokens, "seconds": seconds, "device": device}
+        facts["num_tokens"] = student.config.vocab_size
         (arguments.run / "result.json").write_text(json.dumps(facts), encoding="utf-8")
 
 

@@ -177,6 +177,7 @@ def test_a_kill_while_parts_are_written_never_costs_more_than_one_interval(tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_a_hundred_kills_of_one_process_leave_a_hundred_loadable_checkpoints(tmp_path: Path, kind: str) -> None:
     killed_saves(tmp_path, kind, 100)

@@ -265,5 +265,6 @@ def test_a_kill_during_a_save_never_costs_more_than_one_interval(tmp_path: Path,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_a_hundred_kills_leave_a_hundred_loadable_checkpoints(tmp_path: Path, trainer_of: Make) -> None:
     killed_saves(tmp_path, trainer_of, 100)
