@@ -47,8 +47,8 @@ COUNTS = {
     "clip-rn50x16": 290_979_217,
     "clip-rn50x64": 623_258_305,
     "clip-vit-h-14": 986_109_441,
-    "clip-vit-bigg-14": 2_539_567_362,
-    "clip-tiny": 1_893_889,
+    "clip-vit-bigg-14": 2_539_567_105,
+    "clip-tiny": 1_918_977,
 }
 
 
@@ -92,7 +92,7 @@ def images(size: int = SIZE) -> Tensor:
 
 
 def near(mine: Tensor, expected: Tensor) -> bool:
-    return mine.shape == expected.shape and float((mine - expected).abs().max()) < TOLERANCE
+    return mine.shape == expected.shape and float((mine - expected).detach().abs().max()) < TOLERANCE
 
 
 def hf(c: CLIPConfig) -> Any:
@@ -345,7 +345,15 @@ def test_open_clips_other_models_are_refused_by_name(tmp_path: Path, part: str, 
         load_open_clip(tmp_path)
 
 
-@pytest.mark.parametrize("values", [{}, {"vision_cfg": 3, "text_cfg": {}, "embed_dim": 4}, {"embed_dim": "x"}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"vision_cfg": 3, "text_cfg": {}, "embed_dim": 4},
+        {"vision_cfg": {"head_width": 0}, "text_cfg": {}, "embed_dim": 4},
+        {"vision_cfg": {}, "text_cfg": {"width": "x"}, "embed_dim": 4},
+    ],
+)
 def test_a_broken_open_clip_config_is_told(tmp_path: Path, values: dict[str, Any]) -> None:
     (tmp_path / "open_clip_config.json").write_text(json.dumps(values), "utf-8")
     with pytest.raises(FormatError, match="open_clip_config"):
@@ -362,6 +370,9 @@ def test_settings_that_contradict_are_refused() -> None:
         dataclasses.replace(c.vision, image_size=25)
     with pytest.raises(ConfigError, match="num_heads"):
         dataclasses.replace(c.text, num_heads=5)
+    for change in ({"num_heads": 0}, {"patch_size": 0}):
+        with pytest.raises(ConfigError, match="=0"):
+            dataclasses.replace(c.vision, **change)
 
 
 @pytest.mark.parametrize(
@@ -412,8 +423,8 @@ def test_initial_weights_are_those_of_the_released_code() -> None:
         "vision.patches.conv.weight": (3 * 64) ** -0.5,
     }
     for name, std in expected.items():
-        assert float(model.get_parameter(name).std()) == pytest.approx(std, rel=0.05), name
-    assert float(model.scale()) == pytest.approx(1 / 0.07)
+        assert float(model.get_parameter(name).detach().std()) == pytest.approx(std, rel=0.05), name
+    assert float(model.scale().detach()) == pytest.approx(1 / 0.07)
     again = zoo.create("clip-tiny", generator=torch.Generator().manual_seed(0)).module
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 

@@ -20,6 +20,7 @@ def part(name: str) -> Any:
     spec = importlib.util.find_spec("open_clip")
     if spec is None or spec.origin is None:
         pytest.skip("open_clip is not installed")
+    importlib.import_module("transformers")  # which open_clip imports, and which must not take the stub for torchvision
     bare = ModuleType("open_clip_parts_of")  # a package of the same files whose __init__ imports nothing
     bare.__path__ = [str(Path(spec.origin).parent)]
     misc = ModuleType("torchvision.ops.misc")

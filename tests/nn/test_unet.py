@@ -181,6 +181,20 @@ def test_ldm_names_are_those_that_diffusers_converts(shape: str) -> None:
     assert all(torch.equal(again[name], parameter) for name, parameter in ours.items())
 
 
+@pytest.mark.parametrize("shape", ["sd1", "sdxl"])
+def test_every_norm_has_the_eps_of_diffusers(shape: str) -> None:
+    # States near 1 do not show it, so each weight carries the eps of its norm through the names.
+    c = SHAPES[shape]
+    model = theirs(c)
+    for part in model.modules():
+        if isinstance(part, nn.GroupNorm | nn.LayerNorm):
+            nn.init.constant_(part.weight, part.eps)
+    ours = opened(c, diffusers_names(c), model.state_dict())
+    norms = [part for part in ours.modules() if isinstance(part, nn.GroupNorm | nn.LayerNorm)]
+    assert {part.eps for part in norms} == {1e-5, 1e-6}
+    assert all(torch.equal(part.weight, torch.full_like(part.weight, part.eps)) for part in norms)
+
+
 def test_projections_are_read_as_convolutions_and_as_linear_layers() -> None:
     c = SHAPES["sd1"]
     tensors = theirs(c).state_dict()

@@ -112,6 +112,18 @@ def test_names_of_both_formats_load_and_save_the_same_tensors(shape: str) -> Non
     assert all(torch.equal(again[name], tensor) for name, tensor in ours.items())
 
 
+def test_every_norm_has_the_eps_of_diffusers() -> None:
+    # States near 1 do not show it, so each weight carries the eps of its norm through the names.
+    c = SHAPES["sd"]
+    model = theirs(c)
+    for part in model.modules():
+        if isinstance(part, nn.GroupNorm):
+            nn.init.constant_(part.weight, part.eps)
+    ours = opened(c, vae_diffusers_names(), model.state_dict())
+    norms = [part for part in ours.modules() if isinstance(part, nn.GroupNorm)]
+    assert all(torch.equal(part.weight, torch.full_like(part.weight, part.eps)) for part in norms)
+
+
 @pytest.mark.parametrize("axes", [0, 2])
 def test_old_names_of_the_attention_are_read(axes: int) -> None:
     c = SHAPES["small"]
@@ -199,7 +211,7 @@ def test_a_few_steps_on_one_batch_bring_the_images_back() -> None:
     for _ in range(60):
         pictures, latents = model(pixels, source)
         error = (pictures - pixels).pow(2).mean()
-        errors.append(float(error))
+        errors.append(error.item())
         optimiser.zero_grad()
         (error + 1e-6 * latents.kl().mean()).backward()
         optimiser.step()
