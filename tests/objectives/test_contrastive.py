@@ -101,7 +101,7 @@ def test_it_is_the_loss_of_transformers_times_the_rows() -> None:
     expected = image_text_contrastive_loss(model(inputs["images"], inputs["tokens"]).mT)
     objective = Contrastive(model)
     loss = objective(inputs)
-    assert objective.coupled and int(objective.count(inputs)) == ROWS
+    assert objective.coupled == "gathered" and int(objective.count(inputs)) == ROWS
     torch.testing.assert_close(loss.total, expected * ROWS)
     same(gradients(model, expected * ROWS), gradients(model, objective(inputs).total))
 

@@ -114,7 +114,7 @@ class Fake(Processes):
     """A process that was told where it stands."""
 
     def __init__(self, place: int, places: int) -> None:
-        self.place, self.places = place, places
+        self.place, self.places, self.world = place, places, places
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 7, 8])
@@ -158,3 +158,7 @@ def test_what_cannot_be_combined_is_refused(monkeypatch: pytest.MonkeyPatch, tra
     trainer.objective.coupled = True
     with pytest.raises(ConfigError, match="interact"):
         type(trainer)(trainer.objective, trainer.module, trainer.loader, trainer.config, parallel=Fake(0, 2))
+    trainer.objective.coupled = "gathered"
+    type(trainer)(trainer.objective, trainer.module, trainer.loader, trainer.config, parallel=Fake(0, 2))
+    with pytest.raises(ConfigError, match="batch of 6 rows for 7"):  # 30 rows in batches of 8
+        type(trainer)(trainer.objective, trainer.module, trainer.loader, trainer.config, parallel=Fake(0, 7))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -268,3 +269,20 @@ def test_a_kill_during_a_save_never_costs_more_than_one_interval(tmp_path: Path,
 @pytest.mark.timeout(7200)
 def test_a_hundred_kills_leave_a_hundred_loadable_checkpoints(tmp_path: Path, trainer_of: Make) -> None:
     killed_saves(tmp_path, trainer_of, 100)
+
+
+def normed(trainer_of: Make) -> nn.Module:
+    """The small classifier with batch normalisation."""
+    module: Any = trainer_of().module
+    module.out = nn.Sequential(nn.BatchNorm1d(8), module.out)
+    return module  # type: ignore[no-any-return]
+
+
+def test_running_means_are_kept_in_checkpoints(tmp_path: Path, trainer_of: Make) -> None:
+    whole = trainer_of(tmp_path / "whole", module=normed(trainer_of), micro_batch_size=8)
+    whole.run()
+    shutil.copytree(tmp_path / "whole" / "step-16", tmp_path / "resumed" / "step-16")
+    resumed = trainer_of(tmp_path / "resumed", module=normed(trainer_of), micro_batch_size=8)
+    resumed.run()
+    for name, tensor in whole.module.state_dict().items():
+        assert torch.equal(tensor, resumed.module.state_dict()[name]), name

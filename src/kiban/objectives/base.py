@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
 Batch = Mapping[str, Tensor]
+Coupled = bool | Literal["gathered"]
+"""False: every example stands for itself. "gathered": the objective itself brings those of all processes together."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,10 @@ class Loss:
 class Objective(Protocol):
     """A loss over batches."""
 
-    coupled: bool  # True if the examples of a batch interact (contrastive), so that it must not be cut into parts
+    @property
+    def coupled(self) -> Coupled:
+        """Whether the examples of a batch interact, so that the trainer must not cut it."""
+        ...
 
     def count(self, batch: Batch) -> Tensor:
         """Items that the loss averages over, a scalar."""

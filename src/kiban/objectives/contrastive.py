@@ -36,7 +36,7 @@ class Contrastive:
     Raises ConfigError if part_size is below 1, and for parts while batch normalisation learns: it mixes rows.
     """
 
-    coupled = True
+    coupled = "gathered"
 
     def __init__(self, module: Any, *, part_size: int | None = None) -> None:
         if part_size is not None and part_size < 1:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kiban.config import Progress, silent
 from kiban.data.loader import Loader
-from kiban.errors import ConfigError, NonFiniteError
+from kiban.errors import NonFiniteError
 from kiban.objectives.base import Objective
 from kiban.train import checkpoint, optim, schedule, sharded
 from kiban.train.average import Average
@@ -54,15 +54,15 @@ class Trainer:
         self.folder, self.hooks, self.flops_per_token = folder, hooks or Hooks(), flops_per_token
         self.parallel = parallel or Parallel()
         self.progress = progress if self.parallel.rank == 0 else silent
-        if objective.coupled and self.parallel.places > 1:
-            why = "examples interact, so that processes cannot share a batch"
-            raise ConfigError("parallel", why=why, hint="train it in one process")
+        self.parallel.accept(objective.coupled, len(loader.rows), loader.batch_size)
         if config.recompute:
             recompute(module)
         if config.compile:
             compile_blocks(module)
         self.parallel.apply(module)
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        kept = module.state_dict().keys()  # a running mean is kept, a buffer that can be computed again is not
+        self.buffers = {name: b for name, b in module.named_buffers() if name in kept}
         self.optimizers = optim.optimizers(
             config.optimizer, module, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas
         )
@@ -237,7 +237,7 @@ class Trainer:
         before = self.state.best_metrics.get(name)
         if before is None or metrics[name] > before:
             self.state.best_step, self.state.best_metrics, self.state.waited = self.state.step, metrics, 0
-            self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
+            self.best = {name: tensor.detach().clone() for name, tensor in self._held().items()}
         else:
             self.state.waited += 1
         return bool(self.config.patience) and self.state.waited >= self.config.patience
@@ -248,13 +248,17 @@ class Trainer:
         if self.average and not self.best:
             self.average.put()
         for name, value in self.best.items():
-            self.parameters[name].copy_(value)
+            self._held()[name].copy_(value)
 
     # Files ----------------------------------------------------------------------------------------------------------
 
+    def _held(self) -> dict[str, Tensor]:
+        """What training changes of the module."""
+        return {**self.parameters, **self.buffers}
+
     def _tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds, by name; a resumed run reads into it."""
-        tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in self.parameters.items()}
+        tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in self._held().items()}
         tensors |= {f"best.{name}": p for name, p in self.best.items()}
         if self.average:
             tensors |= {f"average.{name}": p for name, p in self.average.values.items()}
@@ -282,7 +286,7 @@ class Trainer:
         path, state = found
         shapes = sharded.shapes(path)
         make_room(self.optimizers, self.parameters, shapes)
-        self.best = {n: torch.zeros_like(p) for n, p in self.parameters.items() if f"best.{n}" in shapes}
+        self.best = {n: torch.zeros_like(t) for n, t in self._held().items() if f"best.{n}" in shapes}
         random = torch.zeros(shapes["random"][0], dtype=torch.uint8)
         sharded.read(path, {**self._tensors(), "random": random})
         self.loader.load_state(state["loader"])

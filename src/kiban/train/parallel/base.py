@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kiban.objectives.base import Batch, Loss, Objective
+from kiban.errors import ConfigError
+from kiban.objectives.base import Batch, Coupled, Loss, Objective
 
 T = TypeVar("T")
 Part = tuple[list[int], float]  # rows, and 1; or 0 where a process has no row left and computes one for company
@@ -25,6 +26,19 @@ class Parallel:
     rank, world, place, places, sharded = 0, 1, 0, 1, False
     device = torch.device("cpu")
     group: Any = None  # of torch.distributed, for what may take long
+
+    def accept(self, coupled: Coupled, num_rows: int, batch_size: int) -> None:
+        """Raises ConfigError if processes would share batches whose rows have to be together."""
+        if not coupled or self.world == 1:
+            return
+        if coupled != "gathered" or self.places != self.world:
+            why = "examples interact, so that processes cannot share a batch"
+            raise ConfigError("parallel", why=why, hint="train it in one process")
+        # A process without a row would compute one for company, which all others would take for a wrong answer.
+        least = num_rows % batch_size or batch_size
+        if least < self.places:
+            why = f"leaves a batch of {least} rows for {self.places} processes"
+            raise ConfigError("batch_size", why=why, hint="choose one that leaves each process a row")
 
     def apply(self, module: nn.Module) -> None:
         """Prepare the module, before the optimiser is made; its parameters become those of the first process."""
