@@ -17,68 +17,62 @@ NAMES = {
     "kiban-encoder-ja-en": "**this model**",
     **{f"kiban-encoder-ja-en, fine-tuned {n} epochs": f"**this model**, fine-tuned whole, {n} epochs" for n in (3, 6)},
     "begin": "its start, steps 1 and 2",
-    "distilled-only": "the same without reading, step 3",
 }
 
+READING = (
+    "Before it, {c.masked_steps:,} steps of masked language modelling: whole words of Japanese manuals and books, and pairs "
+    "side by side (Conneau & Lample 2019), {c.masked_batch_size} rows of {c.masked_len} tokens, rate {c.masked_lr}."
+)
 TEMPLATE = Path(__file__).with_name("encoder_card.md")
 
 
 def card(
     c: Settings,
     selected: Sequence[Pair],
+    pairs: int,
     removed: Mapping[str, int],
     held: Mapping[str, Sequence[str]],
-    texts: Sequence[Mapping[str, str]],
     lines: Sequence[Mapping[str, Any]],
-    result: Mapping[str, Any],
     record: Mapping[str, Any],
+    *,
+    result: Mapping[str, Any],
 ) -> str:
-    """README.md. texts: that were read, rows of get_text.py. lines: of metrics.jsonl. result: of the run.
+    """README.md. pairs: how many of selected were distilled from.
 
-    record: of benchmarks/encoder_ja_en.py.
+    lines: of metrics.jsonl. result: of the run. record: of benchmarks/encoder_ja_en.py.
     """
     steps = [line for line in lines if "loss" in line]
     kinds = {name: " and ".join([", ".join(names[:-1]), names[-1]]) for name, names in held.items()}
     licences: dict[str, Counter[str]] = {}
-    read: dict[str, Counter[str]] = {}
     for pair in selected:
         licences.setdefault(pair.licence, Counter())[pair.source] += 1
-    for row in texts:
-        read.setdefault(row["licence"], Counter())[row["source"]] += len(row["text"])
     left = ", ".join(f"{name} ({count:,})" for name, count in removed.items() if count)
+    by_size = sorted(licences.items(), key=lambda item: -sum(item[1].values()))
     return TEMPLATE.read_text(encoding="utf-8").format(
         max_len=c.max_len,
         share=c.english_share,
         contrast=c.contrast,
         lr=c.lr,
         batch=c.batch_size,
-        masked_len=c.masked_len,
-        masked_lr=c.masked_lr,
-        masked_steps=c.masked_steps,
-        masked_batch=c.masked_batch_size,
-        characters=sum(counts.total() for counts in read.values()),
+        reading=READING.format(c=c) if c.masked_steps else "There is no masked language modelling.",
         tokens=f"{result['num_tokens']:,}",
         steps=steps[-1]["step"],
         tokens_read=steps[-1]["tokens"],
-        minutes=result["seconds"] / 60,
+        hours=result["seconds"] / 3600,
         device=result["device"],
+        options="--gpu" if c.masked_steps else f"--rows {pairs} --steps {steps[-1]['step']}",
+        pairs=pairs,
         selected=len(selected),
         texts=steps[-1]["step"] * c.batch_size,
-        epochs=steps[-1]["step"] * c.batch_size / (len(selected) * (1 + c.english_share)),
+        epochs=steps[-1]["step"] * c.batch_size / (pairs * (1 + c.english_share)),
         removed=left,
         forbidden=removed.get("forbidden", 0),
         retrieval=_retrieval(record),
         classification=_classification(record),
         curve=_curve(lines),
-        licences=_by_size(licences),
-        read=_by_size(read),
+        licences="".join(f"| {name} | {sum(c.values()):,} | {', '.join(sorted(c))} |\n" for name, c in by_size),
         **kinds,
     )
-
-
-def _by_size(licences: Mapping[str, Counter[str]]) -> str:
-    order = sorted(licences.items(), key=lambda item: -item[1].total())
-    return "".join(f"| {name} | {counts.total():,} | {', '.join(sorted(counts))} |\n" for name, counts in order)
 
 
 def _curve(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -115,7 +109,7 @@ def _classification(record: Mapping[str, Any]) -> str:
             for metric in ("macro_f1", "accuracy"):
                 low, high = scores[f"{metric}_95"]
                 cells.append(f"{scores[metric]:.3f} ({low:.3f} to {high:.3f})")
-            gain = gains.get(model, {}) if "macro_f1_gain" in gains.get(model, {}) else None
+            gain = gains.get(model) if "macro_f1_gain" in gains.get(model, ()) else None
             cells.append(f"{gain['macro_f1_gain']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})" if gain else "")
             rows.append(f"| {name} | {sizes[name]:,} | {NAMES.get(model, model)} | {' | '.join(cells)} |\n")
     return "".join(rows)

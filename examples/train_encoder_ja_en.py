@@ -1,8 +1,8 @@
 """Train kiban-encoder-ja-en: MiniLM's English sentence space for Japanese, in minutes on a GPU or an hour on one core.
 
     python examples/get_text.py parallel ja en       # the text, once
-    python examples/train_encoder_ja_en.py --gpu     # to runs/encoder-ja-en; started again, it goes on where it was
-    python examples/train_encoder_ja_en.py           # without a GPU: fewer steps, no masked language modelling
+    python examples/train_encoder_ja_en.py           # to runs/encoder-ja-en; started again, it goes on where it was
+    python examples/train_encoder_ja_en.py --gpu     # more steps, and masked language modelling before them
     python examples/train_encoder_ja_en.py --minutes 5 --run runs/pilot
     python examples/train_encoder_ja_en.py --publish weights/kiban-encoder-ja-en     # after benchmarks/encoder_ja_en.py
 
@@ -116,36 +116,39 @@ def stored_selection(path: Path) -> Selection:
     return Selection(train, dev, test, value["removed"])
 
 
-def published(run: Path, folder: Path) -> None:
+def published(run: Path, folder: Path, settings: Settings) -> None:
     """Publish run/final with a card that tells the run and the benchmark's last record."""
     chosen, student = stored_selection(run / "pairs.json"), zoo.load(run / "final")
+    pairs = min(settings.rows, len(chosen.train)) or len(chosen.train)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     facts = json.loads((run / "result.json").read_text(encoding="utf-8"))
     record = json.loads(RECORD.read_text(encoding="utf-8"))
-    sources = {"dev": DEV, "test": TEST}
-    text = card(ON_GPU, chosen.train, chosen.removed, sources, japanese(), lines, facts, record)
-    publish(student, folder, card=text, facts={"teacher": ON_GPU.teacher, "pairs": len(chosen.train), **facts})
+    held = {"dev": DEV, "test": TEST}
+    text = card(settings, chosen.train, pairs, chosen.removed, held, lines, record, result=facts)
+    publish(student, folder, card=text, facts={"teacher": settings.teacher, "pairs": pairs, **facts})
 
 
 def main() -> None:
     """Train, or go on with a run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/encoder-ja-en"), help="folder of the run")
-    parser.add_argument("--gpu", action="store_true", help="as the published weights were made; minutes on a GPU")
+    parser.add_argument(
+        "--gpu", action="store_true", help="more steps, and masked language modelling; minutes on a GPU"
+    )
     parser.add_argument("--minutes", type=float, default=55.0, help="of training, besides the teacher's embeddings")
     parser.add_argument("--steps", type=int, default=0, help="instead of --minutes: repeats exactly on any machine")
     parser.add_argument("--rows", type=int, default=0, help="pairs to use, 0 for all")
     parser.add_argument("--publish", type=Path, help="write a finished run to this folder, with its card; must be new")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if arguments.publish:
-        published(arguments.run, arguments.publish)
-        return
     settings = Settings(seconds=60 * arguments.minutes, rows=arguments.rows)
     if arguments.gpu:
         settings = replace(ON_GPU, rows=arguments.rows)
     if arguments.steps:
         settings = replace(settings, seconds=0.0, steps=arguments.steps)
+    if arguments.publish:
+        published(arguments.run, arguments.publish, settings)
+        return
     last = 0.0
 
     def tell(stage: str, done: int, total: int | None) -> None:
