@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from kiban.errors import ConfigError
-from kiban.objectives.base import Batch, Loss
+from kiban.objectives.base import Batch, Coupled, Loss
 
 
 class Contrastive:
@@ -36,7 +36,7 @@ class Contrastive:
     Raises ConfigError if part_size is below 1, and for parts while batch normalisation learns: it mixes rows.
     """
 
-    coupled = "gathered"
+    coupled: Coupled = "gathered"
 
     def __init__(self, module: Any, *, part_size: int | None = None) -> None:
         if part_size is not None and part_size < 1:
