@@ -17,7 +17,9 @@ from kiban.adopt.strategies.base import Predictor
 from kiban.config import Progress, silent
 from kiban.engine.encoder import EncoderPlan
 from kiban.errors import ConfigError, LimitError, ModelNotFoundError
+from kiban.families.clip import CLIP, text_batch
 from kiban.files import read_json
+from kiban.generate.draw import Drawing, Drawn, draw
 from kiban.generate.sampling import Sampling
 from kiban.generate.text import generate, stream
 
@@ -26,9 +28,10 @@ SENTENCE_SETTINGS = "sentence_bert_config.json"  # where sentence-transformers k
 POOLING = Path("1_Pooling", "config.json")  # and how it makes one vector of many
 
 
-def load(source: str | Path, *, progress: Progress = silent) -> Model:
+def load(source: str | Path, *, preset: str | None = None, progress: Progress = silent) -> Model:
     """Open a catalogue name, a Hugging Face folder or id, a GGUF file, a run folder or its `final/`.
 
+    preset: as in `zoo.load`, for latent diffusion's one file.
     Raises ModelNotFoundError, FormatError, UnsafeFormatError or IntegrityError.
     """
     path = Path(source)
@@ -41,7 +44,7 @@ def load(source: str | Path, *, progress: Progress = silent) -> Model:
     if manifest.get("strategy"):
         predictor = load_predictor(path)
         return Model(getattr(predictor, "loaded", None), predictor=predictor, labels=predictor.labels)
-    loaded = zoo.load(source, progress=progress)
+    loaded = zoo.load(source, preset=preset, progress=progress)
     if loaded.head == "sequence_classification":
         from kiban.adopt.strategies.classifier import ClassifierPredictor
 
@@ -50,7 +53,7 @@ def load(source: str | Path, *, progress: Progress = silent) -> Model:
 
 
 class Model:
-    """A model with the abilities of its family and head: generate, chat, embed, fill, classify."""
+    """A model with the abilities of its family and head: generate, chat, embed, fill, classify, draw."""
 
     def __init__(
         self, loaded: zoo.Loaded | None, *, predictor: Predictor | None = None, labels: Sequence[str] = ()
@@ -72,6 +75,8 @@ class Model:
             found += ["chat", "generate"] if has_template else ["generate"]
         if "embedding" in traits.writes:
             found.append("embed")
+        if "image" in traits.writes:
+            found.append("draw")
         return found
 
     @property
@@ -124,6 +129,9 @@ class Model:
         Raises ConfigError for a folder of sentence-transformers that does not take the mean of the states.
         """
         loaded = self._need("embed")
+        if isinstance(loaded.module, CLIP):
+            vectors = _clip_vectors(loaded.module, loaded, several(texts))
+            return vectors[0] if isinstance(texts, str) else vectors
         if self._plan is None:
             self._plan = EncoderPlan(loaded, max_len=_sentence_length(loaded))
         vectors = np.asarray(self._plan.embed(several(texts)), dtype=np.float32)
@@ -147,6 +155,12 @@ class Model:
         best = scores.topk(min(top, len(scores)))
         return [(tokenizer.decode([int(i)]), float(p)) for p, i in zip(best.values, best.indices, strict=True)]
 
+    def draw(
+        self, prompt: str | Sequence[str], how: Drawing | None = None, *, seeds: Sequence[int] = (0,), **more: Any
+    ) -> list[Drawn]:
+        """A picture for each seed, of the one prompt or of one each; more as in `kiban.generate.draw.draw`."""
+        return draw(self._need("draw"), prompt, how, seeds=seeds, **more)
+
     def predict(self, texts: str | Sequence[str]) -> Any:
         """The label of a text, or of several. A list gives a list."""
         return self._classifier().predict(texts)
@@ -167,6 +181,14 @@ class Model:
         else:
             assert self.loaded is not None
             zoo.save(self.loaded, Path(folder))
+
+
+@torch.inference_mode()
+def _clip_vectors(module: CLIP, loaded: zoo.Loaded, texts: Sequence[str]) -> NDArray[np.float32]:
+    """Embeddings of texts, (N, D), in the space that they share with pictures."""
+    assert loaded.tokenizer is not None
+    vectors = module.encode_text(text_batch(loaded.tokenizer, texts, module.config.text))
+    return np.asarray(vectors.float(), dtype=np.float32)
 
 
 def _sentence_length(loaded: zoo.Loaded) -> int | None:

@@ -22,7 +22,10 @@ from kiban.errors import FormatError, IntegrityError, KibanError, LimitError
 MAX_JSON_BYTES = 256 * 2**20
 MANIFEST = "kiban.json"
 # Names by which a file of a model folder is opened; one that the manifest does not know could stand in for one it does.
-OPENED = (".safetensors", ".index.json", ".jinja", ".model", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+OPENED = (
+    *(".safetensors", ".index.json", ".jinja", ".model", "tokenizer.json", "tokenizer_config.json", "vocab.txt"),
+    *("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json"),
+)
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:

@@ -8,17 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
+from kiban.cli import draw
 from kiban.cli.console import Console, current
 from kiban.errors import ConfigError
 
 
 def run_command(
     model: Annotated[
-        str, typer.Argument(help="catalogue name, Hugging Face folder or id, GGUF file, or a run's final/")
+        str, typer.Argument(help="catalogue name, folder or id of Hugging Face, GGUF or LDM file, or a run's final/")
     ],
     prompt: Annotated[str | None, typer.Argument(help="the text; from standard input if left out")] = None,
     task: Annotated[
-        str | None, typer.Option(help="chat, generate, embed, fill or classify; default: by the model's ability")
+        str | None, typer.Option(help="chat, generate, embed, fill, classify or draw; default: by the model's ability")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="length of an answer at most")] = 128,
     temperature: Annotated[float, typer.Option(help="0 for the likeliest answer")] = 0.0,
@@ -31,11 +32,25 @@ def run_command(
     stop: Annotated[
         list[str] | None, typer.Option(help="text that ends the answer; may be given several times")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="seed of the sampling")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=draw.MAX_SEED, help="seed of the sampling")] = 0,
+    output: draw.Output = None,
+    num: draw.Num = 1,
+    init: draw.Init = None,
+    mask: draw.Mask = None,
+    edit: draw.Edit = None,
+    negative: draw.Negative = None,
+    steps: draw.Steps = None,
+    sampler: draw.Sampler = None,
+    guidance: draw.GuidanceScale = None,
+    image_guidance: draw.ImageGuidance = None,
+    strength: draw.Strength = None,
+    width: draw.Width = None,
+    height: draw.Height = None,
+    preset: draw.Preset = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     lang: Annotated[str | None, typer.Option(help="ja or en; default: from LANG")] = None,
 ) -> None:
-    """Run a model: chat or generate, embed, fill in [MASK], or classify.
+    """Run a model: chat or generate, embed, fill in [MASK], classify, or draw.
 
     Examples:
 
@@ -44,6 +59,8 @@ def run_command(
       kiban run minilm-l6 "foundation models" --json
 
       kiban run runs/adopt-tickets-20260401-093000/final "請求書の再発行をお願いします"
+
+      kiban run runs/icons/final "赤いりんご" -o apple.png --num 4 --steps 30
     """
     console = current(lang)
     text = prompt if prompt is not None else _standard_input()
@@ -62,14 +79,37 @@ def run_command(
         "stop": tuple(stop or ()),
         "seed": seed,
     }
+    picture: dict[str, Any] = {
+        "output": output,
+        "init": init,
+        "mask": mask,
+        "edit": edit,
+        "negative": negative,
+        "steps": steps,
+        "sampler": sampler,
+        "guidance": guidance,
+        "image_guidance": image_guidance,
+        "strength": strength,
+        "width": width,
+        "height": height,
+    }
     Sampling(**controls)  # a wrong number is told before the model is loaded
+    draw.drawing(picture)
+    draw.check_output(output)
     with console.progress() as progress:
-        opened = load(model, progress=progress)
+        opened = load(model, preset=preset, progress=progress)
     kind = task or opened.ability
     if kind not in opened.abilities:
         raise ConfigError(
             "--task", field=kind, why=f"{model} cannot do this", hint=f"it can: {', '.join(opened.abilities)}"
         )
+    if kind == "draw":
+        draw.draw_command(console, opened, text, picture, num=num, seed=seed, as_json=as_json)
+        return
+    given = [name for name, value in picture.items() if value is not None]
+    if given or num > 1:
+        name = (given or ["num"])[0].replace("_", "-")
+        raise ConfigError(f"--{name}", why=f"{model} does not draw", hint=f"it can: {', '.join(opened.abilities)}")
     if kind in ("chat", "generate"):
         if kind == "chat":
             pieces = opened.stream_chat([{"role": "user", "content": text}], **controls)

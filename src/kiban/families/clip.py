@@ -439,4 +439,5 @@ FAMILY = Family(
     from_hf=from_hf,
     to_hf=to_hf,
     hf_names=hf_names,
+    other_folders={"open_clip_config.json": load_open_clip},
 )

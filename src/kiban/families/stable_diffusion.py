@@ -248,4 +248,6 @@ FAMILY = Family(
     from_hf=from_hf,
     to_hf=to_hf,
     hf_names=hf_names,
+    components=components,
+    ldm_names=ldm_names,
 )

@@ -70,7 +70,9 @@ class Fast:
         self.open = tokenizer
         self.vocab_size = int(tokenizer.get_vocab_size(with_added_tokens=True))
         added = tokenizer.get_added_tokens_decoder()
-        self.controls = {token.content: int(id) for id, token in added.items() if token.special and token.content}
+        # A single character is text as well: CLIP's second tokenizers pad with "!".
+        special = [(token.content, int(id)) for id, token in added.items() if token.special]
+        self.controls = {text: id for text, id in special if len(text) > 1}
         self.secrets = {name: f"\ue000{secrets.token_hex(12)}\ue001" for name in self.controls}
         with _library("tokenizers"):
             self.sealed = _sealed(tokenizer.to_str(), self.secrets)

@@ -13,6 +13,7 @@ from typing import Any
 
 from kiban.config import home
 from kiban.errors import FormatError, LimitError, ModelNotFoundError
+from kiban.inputs import clip_bpe
 from kiban.inputs.backends import Backend, Fast, JapaneseBert, SentencePiece
 
 MAX_TOKENIZER_BYTES = 128 * 2**20
@@ -56,7 +57,14 @@ def open_folder(folder: Path) -> tuple[Backend, dict[str, Any]]:
     """The tokenizer of a folder and its tokenizer_config.json. Raises ModelNotFoundError if there is none."""
     settings = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     if (folder / "tokenizer.json").is_file():
-        return Fast(_checked(folder / "tokenizer.json")), settings
+        library = _checked(folder / "tokenizer.json")
+        if clip_bpe.is_clip(library):
+            settings, special = _clip_settings(folder, settings)
+            return clip_bpe.ClipBPE(library, special), settings
+        return Fast(library), settings
+    if clip_bpe.has_files(folder):
+        settings, special = _clip_settings(folder, settings)
+        return clip_bpe.open_files(folder, settings, special), settings
     for name in ("tokenizer.model", "spiece.model"):
         if (folder / name).is_file():
             return SentencePiece(folder / name), {
@@ -69,6 +77,26 @@ def open_folder(folder: Path) -> tuple[Backend, dict[str, Any]]:
         marks = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep", "mask", "unk")}
         return _from_vocab(folder / "vocab.txt", settings), {**marks, **settings}
     raise ModelNotFoundError(folder, why=f"holds none of {', '.join(TOKENIZER_FILES)}")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether there is one that `open_folder` opens."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES) or clip_bpe.has_files(folder)
+
+
+def special_text(value: Any) -> str | None:
+    """The text of a special token as settings state it: by itself, or with how it is found."""
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else None
+
+
+def _clip_settings(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """tokenizer_config.json with what older files state beside it, which counts more in transformers; special tokens."""
+    stated = _json(folder / clip_bpe.SPECIAL_MAP) if (folder / clip_bpe.SPECIAL_MAP).is_file() else {}
+    if "added_tokens_decoder" in settings:
+        stated = {}
+    whole = {**clip_bpe.SETTINGS, **clip_bpe.TOKENS, **settings, **stated}
+    return whole, [text for name in clip_bpe.TOKENS if (text := special_text(whole[name])) is not None]
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -50,7 +50,8 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
-        """From a Hugging Face folder: tokenizer.json, else tokenizer.model or spiece.model, else vocab.txt.
+        """From a Hugging Face folder: tokenizer.json, else CLIP's vocab.json and merges.txt, else tokenizer.model or
+        spiece.model, else vocab.txt.
 
         Raises ModelNotFoundError if none is there, FormatError or LimitError if one is unfit.
         """
@@ -192,11 +193,16 @@ class Tokenizer:
             settings=settings,
         )
 
+    @property
+    def hf_class(self) -> str:
+        """The class of transformers that opens its files."""
+        return str(self.settings.get("tokenizer_class", "PreTrainedTokenizerFast"))
+
     # Saving ---------------------------------------------------------------------------------------------------------
 
     def files(self) -> dict[str, str | bytes]:
         """The tokenizer's own files, tokenizer_config.json and the chat template, as Hugging Face tools read them."""
-        settings = dict(self.settings) or {"tokenizer_class": "PreTrainedTokenizerFast"}
+        settings = dict(self.settings) or {"tokenizer_class": self.hf_class}
         settings |= {f"{name}_token": token for name, token in self.special.items()}
         settings.pop("chat_template", None)
         if self.max_len:
@@ -276,9 +282,4 @@ def _defused(value: Any, controls: Iterable[str], mark: str) -> Any:
 
 
 def _special_texts(settings: Mapping[str, Any]) -> dict[str, str | None]:
-    result: dict[str, str | None] = {}
-    for name in SPECIAL:
-        token = settings.get(f"{name}_token")
-        text = token.get("content") if isinstance(token, dict) else token
-        result[name] = text if isinstance(text, str) else None
-    return result
+    return {name: build.special_text(settings.get(f"{name}_token")) for name in SPECIAL}

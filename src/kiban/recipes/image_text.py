@@ -219,7 +219,8 @@ def name_retrieval(model: zoo.Loaded, pairs: Sequence[Pair], languages: Sequence
         names = list(dict.fromkeys(pair.captions[lang][0] for pair in pairs))
         own = torch.tensor([names.index(pair.captions[lang][0]) for pair in pairs])
         scores = torch.cat(images) @ embed_texts(module, model.tokenizer, names).mT  # (pictures, names)
-        found |= _recalls(scores, own, lang) | {f"{lang} chance@{k}": min(1.0, k / len(names)) for k in (1, 5)}
+        found |= _recalls(scores, own, lang)
+        found |= {f"{lang} chance@{k}": min(1.0, k / len(names)) for k in (1, 5)}
     return found
 
 

@@ -1,0 +1,65 @@
+"""Prompts as the conditions that a Stable Diffusion's U-Net takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kiban.errors import ConfigError
+from kiban.families.stable_diffusion import StableDiffusion
+from kiban.generate.guidance import Condition
+from kiban.inputs.tokenizer import Tokenizer
+from kiban.zoo import Loaded
+
+# What SDXL's refiner is told of how pleasing a picture is (Podell et al. 2023's code): of the prompt, and of its opposite.
+SCORE, NEGATIVE_SCORE = 6.0, 2.5
+
+
+def prompt_tokens(loaded: Loaded, prompts: Sequence[str]) -> list[Tensor]:
+    """For each text tower (B, T) int64, T its positions: cut, and padded as its tokenizer does.
+
+    Raises ConfigError if the model has no tokenizers.
+    """
+    texts = loaded.config.texts
+    if len(loaded.tokenizers) != len(texts):
+        hint = "put tokenizer/ with vocab.json and merges.txt into the folder, for SDXL tokenizer_2/ as well"
+        raise ConfigError(loaded.source, why="has no tokenizer, so that it cannot read a prompt", hint=hint)
+    return [_padded(tok, prompts, text.max_seq_len) for tok, text in zip(loaded.tokenizers, texts, strict=True)]
+
+
+def _padded(tokenizer: Tokenizer, prompts: Sequence[str], length: int) -> Tensor:
+    pad = tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
+    assert pad is not None, "a tokenizer of CLIP ends a text"
+    rows = tokenizer.encode_batch(prompts, max_len=length)
+    return torch.tensor([row + [pad] * (length - len(row)) for row in rows])
+
+
+def condition(
+    loaded: Loaded, prompts: Sequence[str], *, width: int, height: int, negative: bool = False
+) -> dict[str, Tensor]:
+    """What the U-Net is told of prompts, a row for each. width, height: of the picture in pixels.
+
+    negative: of prompts to keep away from. An empty one is nothing but zeros in SDXL, which was trained so.
+    """
+    module = loaded.module
+    assert isinstance(module, StableDiffusion)
+    device = next(module.parameters()).device
+    states = module.encode_text([tokens.to(device) for tokens in prompt_tokens(loaded, prompts)])
+    told: dict[str, Tensor] = {"context": states.context}
+    num_sizes = module.config.num_sizes
+    if states.pooled is not None:
+        score = NEGATIVE_SCORE if negative else SCORE
+        sizes = [height, width, 0, 0, *((score,) if num_sizes == 5 else (height, width))]
+        told |= {"pooled": states.pooled, "sizes": torch.tensor([sizes], dtype=torch.float32, device=device)}
+    if negative and num_sizes == 6:
+        empty = torch.tensor([not prompt for prompt in prompts], device=device)
+        told["context"] = told["context"].masked_fill(empty[:, None, None], 0)
+        told["pooled"] = told["pooled"].masked_fill(empty[:, None], 0)
+    return told
+
+
+def with_channels(told: Condition, channels: Tensor) -> Condition:
+    """The condition, and what stands behind the noisy latent in the U-Net's input."""
+    return {**told, "channels": channels}
