@@ -69,12 +69,26 @@ def add_lora(
     if not places:
         raise ConfigError("lora", field="targets", why=f"no linear layer is named {', '.join(targets)}")
     for place in places:
-        parent, _, leaf = place.rpartition(".")
-        base = module.get_submodule(place)
-        assert isinstance(base, nn.Linear)
-        wrapped = LoRALinear(base, rank=rank, alpha=alpha, dropout=dropout, generator=generator)
-        setattr(module.get_submodule(parent), leaf, wrapped)
+        wrap(module, place, rank=rank, alpha=alpha, dropout=dropout, generator=generator)
     return places
+
+
+def wrap(
+    module: nn.Module,
+    place: str,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> LoRALinear:
+    """Put LoRA beside the linear layer at this path of module."""
+    parent, _, leaf = place.rpartition(".")
+    base = module.get_submodule(place)
+    assert isinstance(base, nn.Linear)
+    adapter = LoRALinear(base, rank=rank, alpha=alpha, dropout=dropout, generator=generator)
+    setattr(module.get_submodule(parent), leaf, adapter)
+    return adapter
 
 
 def adapters(module: nn.Module) -> dict[str, LoRALinear]:
