@@ -11,13 +11,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kiban.config import Progress, silent
 from kiban.data.loader import Loader
 from kiban.errors import ConfigError
-from kiban.families.clip import text_batch
 from kiban.families.stable_diffusion import StableDiffusion, StableDiffusionConfig
+from kiban.generate.prompts import padded
 from kiban.inputs.tokenizer import Tokenizer
 from kiban.nn.noise import NoiseSchedule, scaled_linear
 from kiban.objectives.diffusion import Diffusion, SeededRows
@@ -56,19 +55,9 @@ def noise_schedule(c: StableDiffusionConfig) -> NoiseSchedule:
 
 
 def prompt_tokens(tokenizers: Sequence[Tokenizer], prompts: Sequence[str], c: StableDiffusionConfig) -> Tensor:
-    """Prompts (R) as tokens (R, N, T), one tokenizer for each tower, padded to all of its positions.
-
-    The U-Net looks at the states of the padding too, so that it has to be the tokenizer's own.
-    """
-    columns = []
-    for tokenizer, tower in zip(tokenizers, c.texts, strict=True):
-        rows = []
-        for prompt in prompts:
-            row = text_batch(tokenizer, [prompt], tower)[0]
-            pad = int(row[-1]) if tokenizer.pad_id is None else tokenizer.pad_id
-            rows.append(F.pad(row, (0, tower.max_seq_len - len(row)), value=pad))
-        columns.append(torch.stack(rows))
-    return torch.stack(columns, dim=1)
+    """Prompts (R) as tokens (R, N, T), one tokenizer for each tower, padded to all of its positions."""
+    towers = zip(tokenizers, c.texts, strict=True)
+    return torch.stack([padded(tokenizer, prompts, tower.max_seq_len) for tokenizer, tower in towers], dim=1)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kiban.config import Progress, did_you_mean, silent
+from kiban.data.bad_rows import BadRows
 from kiban.data.encoding import MAX_LINE_BYTES, UNFIT, Line, detect_encoding, text_lines
 from kiban.data.seen import SeenHashes, hash64
 from kiban.data.sources import FREE_BYTES, JSON, MAX_RATIO, PLAIN, Source, find_files, kind_of
@@ -60,7 +61,7 @@ def read_texts(
     return itertools.chain([next(texts)], texts)
 
 
-class CorpusReader:
+class CorpusReader(BadRows):
     """The documents of files and folders, and how far the reading is.
 
     field: the column of the text in JSONL and Parquet. id_field: a column that names each document; it must be in every
@@ -78,11 +79,11 @@ class CorpusReader:
     ) -> None:
         paths = [paths] if isinstance(paths, str | Path) else list(paths)
         self.files = find_files(paths)
-        self.field, self.id_field, self.on_bad_row, self.quarantine = field, id_field, on_bad_row, quarantine
+        super().__init__(on_bad_row, quarantine)
+        self.field, self.id_field = field, id_field
         self.bytes_total = sum(path.stat().st_size for path in self.files)
-        self.documents = self.bad_rows = self._bytes_before = 0
+        self.documents = self._bytes_before = 0
         self._source: Source | None = None
-        self._first_bad: DatasetError | None = None
 
     @property
     def bytes_done(self) -> int:
@@ -90,9 +91,8 @@ class CorpusReader:
         return self._bytes_before + (self._source.done if self._source else 0)
 
     def __iter__(self) -> Iterator[Text]:
-        self.documents = self.bad_rows = self._bytes_before = 0
-        if self.quarantine is not None:
-            self.quarantine.unlink(missing_ok=True)
+        self.documents = self._bytes_before = 0
+        self._begin()
         seen = SeenHashes()
         for path, name in self.files.items():
             self._source = Source(path)
@@ -129,20 +129,6 @@ class CorpusReader:
             yield from self._parquet(source, name)
         if self.documents + self.bad_rows == before:
             self._bad(source.path, 1, 0, "holds no row", "")
-
-    def _bad(self, path: Path, line: int | None, offset: int | None, why: str, raw: str) -> None:
-        """Stop at a bad row, or put it into quarantine."""
-        error = DatasetError(path, line=line, offset=offset, why=why, hint="mend it, or pass --on-bad-row skip")
-        if self.on_bad_row == "stop":
-            raise error
-        self.bad_rows += 1
-        self._first_bad = self._first_bad or DatasetError(path, line=line, offset=offset, why=why)
-        if self.quarantine is not None:
-            self.quarantine.parent.mkdir(parents=True, exist_ok=True)
-            row = {"source": str(path), "line": line, "offset": offset, "why": why, "raw": raw}
-            data = json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace")
-            with self.quarantine.open("ab") as file:
-                file.write(data + b"\n")
 
     # Plain text -----------------------------------------------------------------------------------------------------
 

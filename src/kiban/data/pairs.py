@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kiban.data.bad_rows import BadRows
 from kiban.data.pair_rows import Columns, Record, Stored, table_records
 from kiban.data.pair_samples import FOREIGN, PICTURES, folder_records, tar_records
 from kiban.data.tables import OnBadRow
@@ -94,7 +94,7 @@ def read_pairs(
     return itertools.chain([next(pairs)], pairs)
 
 
-class PairReader:
+class PairReader(BadRows):
     """The pairs of a file or folder, in the same order each time. One row is in memory at a time, of CSV all.
 
     A pair of a shard or folder holds the place of its picture and not its bytes. columns: which columns of a table are
@@ -113,15 +113,13 @@ class PairReader:
         quarantine: Path | None = None,
     ) -> None:
         self.path, self.columns, self.root = Path(path), columns or Columns(), root
-        self.on_bad_row, self.quarantine = on_bad_row, quarantine
+        super().__init__(on_bad_row, quarantine)
         self.files = _find(self.path)
-        self.pairs = self.bad_rows = 0
-        self._first_bad: DatasetError | None = None
+        self.pairs = 0
 
     def __iter__(self) -> Iterator[Pair]:
-        self.pairs, self.bad_rows, self._first_bad = 0, 0, None
-        if self.quarantine is not None:
-            self.quarantine.unlink(missing_ok=True)
+        self.pairs = 0
+        self._begin()
         for path in self.files or [self.path]:
             try:
                 for record in self._records(path):
@@ -167,20 +165,6 @@ class PairReader:
         assert not isinstance(image, str)
         place = (at, record.line, record.offset)
         return Pair(record.name, image, record.captions, record.label, *place, record.row)
-
-    def _bad(self, path: Path, line: int | None, offset: int | None, why: str, raw: str) -> None:
-        """Stop at a bad row, or put it into quarantine."""
-        error = DatasetError(path, line=line, offset=offset, why=why, hint="mend it, or pass --on-bad-row skip")
-        if self.on_bad_row == "stop":
-            raise error
-        self.bad_rows += 1
-        self._first_bad = self._first_bad or DatasetError(path, line=line, offset=offset, why=why)
-        if self.quarantine is not None:
-            self.quarantine.parent.mkdir(parents=True, exist_ok=True)
-            row = {"source": str(path), "line": line, "offset": offset, "why": why, "raw": raw}
-            data = json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace")
-            with self.quarantine.open("ab") as file:
-                file.write(data + b"\n")
 
 
 def _find(path: Path) -> list[Path]:

@@ -26,10 +26,11 @@ def prompt_tokens(loaded: Loaded, prompts: Sequence[str]) -> list[Tensor]:
     if len(loaded.tokenizers) != len(texts):
         hint = "put tokenizer/ with vocab.json and merges.txt into the folder, for SDXL tokenizer_2/ as well"
         raise ConfigError(loaded.source, why="has no tokenizer, so that it cannot read a prompt", hint=hint)
-    return [_padded(tok, prompts, text.max_seq_len) for tok, text in zip(loaded.tokenizers, texts, strict=True)]
+    return [padded(tok, prompts, text.max_seq_len) for tok, text in zip(loaded.tokenizers, texts, strict=True)]
 
 
-def _padded(tokenizer: Tokenizer, prompts: Sequence[str], length: int) -> Tensor:
+def padded(tokenizer: Tokenizer, prompts: Sequence[str], length: int) -> Tensor:
+    """(B, length) int64, cut and padded: the U-Net looks at the padding too, so that it has to be the tokenizer's own."""
     pad = tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
     assert pad is not None, "a tokenizer of CLIP ends a text"
     rows = tokenizer.encode_batch(prompts, max_len=length)
