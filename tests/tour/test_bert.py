@@ -228,8 +228,9 @@ def test_a_reduced_run_measures_every_arm_and_goes_on_where_it_stopped(tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(6 * 3600)
 def test_the_exhibit_passes_its_bars(tmp_path: Path) -> None:
-    outcome = run(EXHIBIT, tmp_path)
+    outcome = run(EXHIBIT, tmp_path, seeds=8)  # of fewer the interval of re-ranking is too wide
     assert outcome.passed, [bar for bar in outcome.bars if not bar.passed]
 
 

@@ -10,7 +10,7 @@ from kiban.errors import DatasetError
 
 
 class BadRows:
-    """Stops at the first; with on_bad_row="skip" leaves them out, counts them, and writes them to quarantine (JSON lines)."""
+    """Stops at the first; with on_bad_row="skip" leaves them out, counts them, and writes JSON lines to quarantine."""
 
     def __init__(self, on_bad_row: OnBadRow, quarantine: Path | None) -> None:
         self.on_bad_row, self.quarantine = on_bad_row, quarantine
