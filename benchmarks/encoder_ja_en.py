@@ -168,7 +168,7 @@ def cross_validate(options: argparse.Namespace, path: Path) -> None:
         table, (text, label) = read_table(EXAMPLES / "data" / f"{place}.csv"), SETS[place]
         found = profile(table, text, label, seed=0)
         parts = StratifiedGroupKFold(options.folds, shuffle=True, random_state=0)
-        seen, answers = look_at(place, SETS[place]), {model: np.zeros(len(found.targets)) for model in options.models}
+        seen, answers = look_at(place, SETS[place]), {m: np.zeros(len(found.targets), int) for m in options.models}
         for number, (rest, test) in enumerate(parts.split(found.texts, found.targets, found.groups)):
             targets, groups = (np.asarray(values)[rest] for values in (found.targets, found.groups))
             inner = StratifiedGroupKFold(5, shuffle=True, random_state=0).split(rest, targets, groups)
