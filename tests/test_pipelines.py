@@ -29,6 +29,8 @@ from kiban.inputs.tokenizer import Tokenizer
 from kiban.nn.unet import UNetConfig
 from kiban.nn.vae import VAEConfig
 from kiban.weights.names import to_published
+from kiban.zoo.open_clip import save_open_clip
+from random_weights import fill
 
 LENGTH = 12
 CAPTIONS = ["a red apple", "赤いりんご", "a blue car!", "青い車", "笑顔の猫", "a smiling cat"]
@@ -39,16 +41,8 @@ def tokenizer() -> Tokenizer:
     return train_clip_bpe(CAPTIONS * 3, vocab_size=560, max_len=LENGTH)
 
 
-def with_weights(loaded: zoo.Loaded, seed: int = 1) -> zoo.Loaded:
-    """Random weights that keep states near 1, norms near 1, biases that show."""
-    source = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in loaded.module.parameters():
-            scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.2
-            parameter.normal_(0, scale, generator=source)
-        for part in loaded.module.modules():
-            if isinstance(part, nn.GroupNorm | nn.LayerNorm):
-                part.weight.add_(1)
+def with_weights(loaded: zoo.Loaded) -> zoo.Loaded:
+    fill(loaded.module)
     return loaded
 
 
@@ -300,7 +294,7 @@ def test_an_open_clip_folder_opens_with_running_statistics_and_tokenizer(tokeniz
     with torch.no_grad():
         made.train()(torch.randn(4, 3, 64, 64), torch.tensor([tokenizer.encode("赤い")] * 4))
     assert made.state_dict()["vision.stem.0.norm.num_batches_tracked"] == 1
-    clip.save_open_clip(made, tmp_path / "model")
+    save_open_clip(made, tmp_path / "model")
     (tmp_path / "model" / "kiban.json").unlink()
     tokenizer.save(tmp_path / "model")
     again = zoo.load(tmp_path / "model")

@@ -17,7 +17,8 @@ from kiban.adopt.strategies.base import Predictor
 from kiban.config import Progress, silent
 from kiban.engine.encoder import EncoderPlan
 from kiban.errors import ConfigError, LimitError, ModelNotFoundError
-from kiban.families.clip import CLIP, text_batch
+from kiban.evaluate.zero_shot import embed_texts
+from kiban.families.clip import CLIP
 from kiban.files import read_json
 from kiban.generate.draw import Drawing, Drawn, draw
 from kiban.generate.sampling import Sampling
@@ -130,11 +131,13 @@ class Model:
         """
         loaded = self._need("embed")
         if isinstance(loaded.module, CLIP):
-            vectors = _clip_vectors(loaded.module, loaded, several(texts))
-            return vectors[0] if isinstance(texts, str) else vectors
-        if self._plan is None:
-            self._plan = EncoderPlan(loaded, max_len=_sentence_length(loaded))
-        vectors = np.asarray(self._plan.embed(several(texts)), dtype=np.float32)
+            assert loaded.tokenizer is not None
+            found = embed_texts(loaded.module, loaded.tokenizer, several(texts))
+        else:
+            if self._plan is None:
+                self._plan = EncoderPlan(loaded, max_len=_sentence_length(loaded))
+            found = self._plan.embed(several(texts))
+        vectors = np.asarray(found, dtype=np.float32)
         return vectors[0] if isinstance(texts, str) else vectors
 
     @torch.inference_mode()
@@ -181,14 +184,6 @@ class Model:
         else:
             assert self.loaded is not None
             zoo.save(self.loaded, Path(folder))
-
-
-@torch.inference_mode()
-def _clip_vectors(module: CLIP, loaded: zoo.Loaded, texts: Sequence[str]) -> NDArray[np.float32]:
-    """Embeddings of texts, (N, D), in the space that they share with pictures."""
-    assert loaded.tokenizer is not None
-    vectors = module.encode_text(text_batch(loaded.tokenizer, texts, module.config.text))
-    return np.asarray(vectors.float(), dtype=np.float32)
 
 
 def _sentence_length(loaded: zoo.Loaded) -> int | None:

@@ -76,8 +76,6 @@ class Family:
     # the JSON files of all of them under their paths, and hf_model_types are class names in model_index.json.
     components: Callable[[Any], tuple[Any, ...]] | None = None
     ldm_names: Callable[[Any], Any] | None = None  # config -> name table of all parts in one file
-    # Folders of other libraries: the file by which one is told, and what makes a module, which has its config, of it.
-    other_folders: Mapping[str, Callable[[Path], nn.Module]] = field(default_factory=dict)
 
 
 def home() -> Path:

@@ -23,15 +23,17 @@ from kiban.adapt.controlnet import (
     save_controlnet,
 )
 from kiban.adapt.hints import JOINTS, edges, skeletons
-from kiban.adapt.pictures import noise_schedule, stack, told, train
+from kiban.adapt.pictures import stack, train
 from kiban.errors import ConfigError, FormatError
 from kiban.families.stable_diffusion import PRESETS, StableDiffusion
 from kiban.generate.denoiser import DiffusionModel
 from kiban.generate.guidance import classifier_free
 from kiban.generate.images import ImageSampling, generate
+from kiban.generate.prompts import told
 from kiban.nn.controlnet import ControlledUNet, ControlNet, ControlNetConfig
 from kiban.nn.unet import UNet, UNetConfig
 from kiban.train.settings import TrainConfig
+from random_weights import fill
 
 TOLERANCE = 1e-4
 SHAPES: dict[str, dict[str, Any]] = {
@@ -55,16 +57,6 @@ PUBLISHED = {
 def small(shape: str) -> ControlNetConfig:
     unet = UNetConfig(context_dim=32, num_groups=8, num_res_blocks=1, **SHAPES[shape])
     return ControlNetConfig(unet=unet, hint_channels=(4, 6, 8))
-
-
-def stir(module: nn.Module, seed: int = 1) -> None:
-    source = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(0, parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.2, generator=source)
-        for part in module.modules():
-            if isinstance(part, nn.GroupNorm | nn.LayerNorm):
-                part.weight.add_(1)
 
 
 def asked(c: UNetConfig) -> dict[str, Tensor]:
@@ -118,12 +110,12 @@ def test_diffusers_opens_our_folder_and_we_its(shape: str, tmp_path: Path) -> No
 
     c = small(shape)
     control, unet = ControlNet(c).eval(), UNet(c.unet).eval()
-    stir(control)
-    stir(unet, 2)
+    fill(control)
+    fill(unet, 2)
     save_controlnet(control, tmp_path / "ours")
     theirs = ControlNetModel.from_pretrained(tmp_path / "ours").eval()
     same(control, unet, theirs)
-    stir(theirs, 3)
+    fill(theirs, 3)
     theirs.save_pretrained(tmp_path / "theirs")
     again = load_controlnet(tmp_path / "theirs")
     assert again.config == c
@@ -149,7 +141,7 @@ def model_of() -> StableDiffusion:
 @torch.no_grad()
 def test_at_first_nothing_changes() -> None:
     model = model_of().eval()
-    stir(model.unet)
+    fill(model.unet)
     control = new_controlnet(model, torch.Generator().manual_seed(1)).eval()
     assert torch.equal(control.encoder.mid.attn.proj_in.weight, model.unet.mid.attn.proj_in.weight)
     source = torch.Generator().manual_seed(2)
@@ -162,7 +154,7 @@ def test_at_first_nothing_changes() -> None:
     assert torch.equal(
         ControlledUNet(model.unet, control)(x, timesteps, context, hint=hint), model.unet(x, timesteps, context)
     )
-    stir(control.zeros)
+    fill(control.zeros)
     controlled = ControlledUNet(model.unet, control, scale=0.0)(x, timesteps, context, hint=hint)
     assert torch.equal(controlled, model.unet(x, timesteps, context))
     assert not torch.equal(ControlledUNet(model.unet, control)(x, timesteps, context, hint=hint), controlled)
@@ -210,9 +202,9 @@ def test_it_learns_where_things_are_while_the_model_stays() -> None:
 
     # And it draws with guidance, as any network.
     network = ControlledUNet(model.unet, control)
-    condition = {**told(model, null[None]), "hint": rows[0]["hint"][None]}
+    condition = {**told(model, null[None].unbind(1)), "hint": rows[0]["hint"][None]}
     drawn = generate(
-        DiffusionModel(network, noise_schedule(model.config), "x0"),
+        DiffusionModel(network, model.config.schedule, "x0"),
         classifier_free(condition, condition, guidance_scale=2.0),
         ImageSampling(num_steps=3),
         seeds=[0],

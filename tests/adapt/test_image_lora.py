@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from kiban.adapt.image_lora import FILE, add_image_lora, image_lora_bytes, load_image_lora, save_image_lora
 from kiban.adapt.lora import adapters, merge_lora
@@ -23,6 +23,7 @@ from kiban.nn.unet import UNetConfig
 from kiban.nn.vae import VAEConfig
 from kiban.train.settings import TrainConfig
 from kiban.weights.names import to_published
+from random_weights import fill
 
 TOLERANCE = 1e-4
 
@@ -47,13 +48,8 @@ def config(*, wide: bool) -> StableDiffusionConfig:
 
 
 def random_model(c: StableDiffusionConfig) -> StableDiffusion:
-    model, source = StableDiffusion(c).eval(), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.2, generator=source)
-        for part in model.modules():
-            if isinstance(part, nn.GroupNorm | nn.LayerNorm):
-                part.weight.add_(1)
+    model = StableDiffusion(c).eval()
+    fill(model)
     return model
 
 

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from kiban import zoo
 from kiban.adapt.instruct_edit import CHANNELS_DROPOUT, DROPOUT, edit_objective, edit_rows, inpaint_rows, widen
-from kiban.adapt.pictures import TokenUNet, noise_schedule, stack, told, train
+from kiban.adapt.pictures import TokenUNet, stack, train
 from kiban.errors import ConfigError
 from kiban.families import stable_diffusion as sd
 from kiban.families.stable_diffusion import PRESETS, StableDiffusion
 from kiban.generate.denoiser import DiffusionModel
 from kiban.generate.guidance import edit
 from kiban.generate.images import ImageSampling, generate
+from kiban.generate.prompts import told
 from kiban.train.settings import TrainConfig
 
 NULL = torch.zeros(1, 6, dtype=torch.int64)
@@ -90,11 +91,11 @@ def test_it_learns_to_read_the_picture_to_edit() -> None:
     assert loss(0) < 0.5 * loss(1)
     # And it draws with both guidances.
     with torch.no_grad():
-        own, empty = told(model, turn), told(model, NULL[None])
+        own, empty = told(model, turn.unbind(1)), told(model, NULL[None].unbind(1))
     channels = rows[0]["channels"][None]
     both, image = {**own, "channels": channels}, {**empty, "channels": channels}
     guidance = edit(both, image, {**empty, "channels": 0 * channels}, guidance_scale=3.0, image_guidance_scale=1.5)
-    network = DiffusionModel(model.unet, noise_schedule(model.config), "x0")
+    network = DiffusionModel(model.unet, model.config.schedule, "x0")
     drawn = generate(network, guidance, ImageSampling(num_steps=3), seeds=[0], shape=(4, 8, 8))
     assert drawn.isfinite().all()
 

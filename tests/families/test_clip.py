@@ -24,12 +24,10 @@ from kiban.families.clip import (
     TextConfig,
     TextTower,
     VisionConfig,
-    load_open_clip,
-    read_openai,
-    save_open_clip,
 )
 from kiban.weights import clip_config, clip_names
 from kiban.weights.names import to_ours, to_published
+from kiban.zoo.open_clip import load_open_clip, read_openai, save_open_clip
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "nn"))
 from open_clip_parts import part

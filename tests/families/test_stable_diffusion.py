@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kiban import zoo
 from kiban.errors import ConfigError, FormatError
@@ -21,6 +21,7 @@ from kiban.nn.unet import UNetConfig
 from kiban.nn.vae import VAEConfig
 from kiban.weights.diffusers_config import unet_from_hf, vae_from_hf
 from kiban.weights.names import to_ours, to_published
+from random_weights import fill
 
 TOLERANCE = 1e-4
 VAE = 34_163_664 + 49_490_199
@@ -120,15 +121,8 @@ SMALL = {
 
 
 def random_model(c: StableDiffusionConfig) -> StableDiffusion:
-    """Weights that keep states near 1, norms near 1, biases that show."""
-    model, source = StableDiffusion(c).eval(), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.2
-            parameter.normal_(0, scale, generator=source)
-        for part in model.modules():
-            if isinstance(part, nn.GroupNorm | nn.LayerNorm):
-                part.weight.add_(1)
+    model = StableDiffusion(c).eval()
+    fill(model)
     return model
 
 

@@ -23,6 +23,7 @@ from kiban.inputs.learn.clip_bpe import train_clip_bpe
 from kiban.inputs.picture_file import read_facts, write_png
 from kiban.nn.unet import UNetConfig
 from kiban.nn.vae import VAEConfig
+from random_weights import fill
 
 SIDE = 32
 FAST = ImageSampling(num_steps=3)
@@ -50,13 +51,9 @@ def _model(words: Any, in_channels: int) -> zoo.Loaded:
         image_size=SIDE,
     )  # fmt: skip
     made = zoo.new(zoo.families()["stable_diffusion"], config, "small")
-    source = torch.Generator().manual_seed(1)
+    fill(made.module)
     with torch.no_grad():
-        for parameter in made.module.parameters():
-            parameter.normal_(0, parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.2, generator=source)
         for name, parameter in made.module.named_parameters():
-            if "norm" in name and name.endswith("weight"):
-                parameter.add_(1)
             if "cross" in name and parameter.ndim > 1:  # so that a prompt shows in the picture
                 parameter.mul_(3)
     made.module.eval()

@@ -14,6 +14,7 @@ from kiban.nn.timestep import sinusoids
 from kiban.nn.unet import UNet, UNetConfig
 from kiban.weights.names import to_ours, to_published
 from kiban.weights.unet_names import unet_diffusers_names, unet_ldm_names
+from random_weights import fill
 
 TOLERANCE = 1e-4
 SHAPES = {
@@ -48,20 +49,6 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def draw(module: nn.Module, seed: int = 1) -> None:
-    """Weights that keep states near 1, norms near 1, biases that show."""
-    source = generator(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, parameter[0].numel() ** -0.5, generator=source)
-            else:
-                parameter.normal_(0, 0.2, generator=source)
-        for part in module.modules():
-            if isinstance(part, nn.GroupNorm | nn.LayerNorm):
-                part.weight.add_(1)
-
-
 def diffusers_config(c: UNetConfig) -> dict[str, Any]:
     kinds = [
         ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D") if depth else ("DownBlock2D", "UpBlock2D") for depth in c.depths
@@ -92,7 +79,7 @@ def theirs(c: UNetConfig) -> Any:
     from diffusers import UNet2DConditionModel
 
     model = UNet2DConditionModel(**diffusers_config(c)).eval()
-    draw(model)
+    fill(model)
     return model
 
 
@@ -115,7 +102,7 @@ def opened(c: UNetConfig, names: Any, tensors: dict[str, Tensor]) -> UNet:
 
 def random_model(c: UNetConfig) -> UNet:
     model = UNet(c).eval()
-    draw(model)
+    fill(model)
     return model
 
 
@@ -346,7 +333,7 @@ def test_a_full_size_unet_of_stable_diffusion_1_gives_the_same_as_diffusers() ->
         assert sum(p.numel() for p in UNet(c).parameters()) == 859_520_964
         model: Any = UNet2DConditionModel(**diffusers_config(c)).eval()
     model = model.to_empty(device="cpu")
-    draw(model)
+    fill(model)
     given = inputs(c, batch=1, height=64, width=64)
     expected = answer(model, given)
     ours = opened(c, diffusers_names(c), model.state_dict())

@@ -12,6 +12,7 @@ from kiban.errors import ConfigError, FormatError
 from kiban.nn.vae import VAE, Gaussian, VAEConfig
 from kiban.weights.names import to_ours, to_published
 from kiban.weights.vae_names import vae_diffusers_names, vae_ldm_names
+from random_weights import fill
 
 TOLERANCE = 1e-4
 SHAPES = {
@@ -22,20 +23,6 @@ SHAPES = {
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def draw(module: nn.Module, seed: int = 1) -> None:
-    """Weights that keep states near 1, norms near 1, biases that show."""
-    source = generator(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, parameter[0].numel() ** -0.5, generator=source)
-            else:
-                parameter.normal_(0, 0.2, generator=source)
-        for part in module.modules():
-            if isinstance(part, nn.GroupNorm):
-                part.weight.add_(1)
 
 
 def diffusers_config(c: VAEConfig) -> dict[str, Any]:
@@ -55,7 +42,7 @@ def theirs(c: VAEConfig) -> Any:
     from diffusers import AutoencoderKL
 
     model = AutoencoderKL(**diffusers_config(c)).eval()
-    draw(model)
+    fill(model)
     return model
 
 
@@ -170,7 +157,7 @@ def test_gaussian_has_its_moments_and_its_divergence() -> None:
 
 def test_log_variances_stay_in_their_bounds() -> None:
     model = VAE(SHAPES["small"])
-    draw(model)
+    fill(model)
     with torch.no_grad():
         model.quant.bias[3:] += torch.tensor([1000.0, -1000.0, 0.0])
         logvar = model.encode(image(SHAPES["small"])).logvar
@@ -180,7 +167,7 @@ def test_log_variances_stay_in_their_bounds() -> None:
 
 def test_a_batch_of_two_is_two_singles() -> None:
     model, pixels = VAE(SHAPES["sd"]).eval(), image(SHAPES["sd"])
-    draw(model)
+    fill(model)
     with torch.no_grad():
         both = model.encode(pixels).mean
         assert (both - torch.cat([model.encode(one[None]).mean for one in pixels])).abs().max() < 1e-5

@@ -14,18 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kiban.adapt.pictures import Row, objective_of, rows_of, told
+from kiban.adapt.pictures import Row, objective_of, rows_of
 from kiban.errors import ConfigError, FormatError
 from kiban.families.stable_diffusion import StableDiffusion
 from kiban.files import read_json, staged_folder, verify_folder, write_manifest
+from kiban.generate.prompts import told
 from kiban.nn.controlnet import ControlledUNet, ControlNet, ControlNetConfig
 from kiban.nn.unet import UNetConfig
 from kiban.objectives.diffusion import Diffusion
 from kiban.weights.diffusers_config import unet_from_hf, unet_to_hf
 from kiban.weights.diffusers_pipeline import DIFFUSERS_WEIGHTS
-from kiban.weights.names import Rule, prefixed, to_ours, to_published
+from kiban.weights.names import Rule, both, prefixed, to_published
 from kiban.weights.safetensors import read_safetensors, tensor_bytes
-from kiban.weights.unet_names import both, unet_diffusers_names
+from kiban.weights.unet_names import unet_diffusers_names
+from kiban.zoo.tensors import assign
 
 HINT_CHANNELS = (16, 32, 96, 256)
 NO_TEXT = 0.5  # of the prompts are dropped, so that the hint alone has to tell what to draw (section 3.4)
@@ -52,7 +54,7 @@ class ControlledTokenUNet(nn.Module):
         self.network = ControlledUNet(model.unet, control)
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, **more: Any) -> Tensor:
-        return torch.as_tensor(self.network(x, timesteps, **told(self.model, context), **more))
+        return torch.as_tensor(self.network(x, timesteps, **told(self.model, context.unbind(1)), **more))
 
 
 def control_rows(model: StableDiffusion, latents: Tensor, tokens: Tensor, hints: Tensor) -> list[Row]:
@@ -128,11 +130,5 @@ def load_controlnet(folder: Path) -> ControlNet:
     with torch.device("meta"):
         control = ControlNet(c).eval()
     file = folder / DIFFUSERS_WEIGHTS
-    expected = control.state_dict()
-    ours = to_ours(controlnet_names(c), read_safetensors(file), wanted=expected, source=str(file))
-    for name, tensor in ours.items():
-        if tensor.shape != expected[name].shape:
-            why = f"has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"
-            raise FormatError(file, field=name, why=why)
-    control.load_state_dict(ours, assign=True)
+    assign(control, controlnet_names(c), read_safetensors(file), source=str(file), dtype=torch.float32)
     return control

@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kiban.adapt.pictures import Row, TokenUNet, noise_schedule, objective_of, stack, told, train
+from kiban.adapt.pictures import Row, TokenUNet, objective_of, stack, train
 from kiban.config import Progress, silent
 from kiban.errors import ConfigError
 from kiban.families.stable_diffusion import StableDiffusion
-from kiban.generate.denoiser import DiffusionModel
+from kiban.generate.draw import diffusion_model
 from kiban.generate.guidance import classifier_free
 from kiban.generate.images import ImageSampling, generate
+from kiban.generate.prompts import sizes, told
 from kiban.inputs.tokenizer import Tokenizer
 from kiban.objectives.diffusion import MOST_SEED
 from kiban.train.settings import Hooks, TrainConfig, TrainResult
@@ -64,12 +65,11 @@ def draw_class(
     """
     c, device = model.config, model.unet.conv_in.weight.device
     with torch.no_grad():
-        conditions = [told(model, given[None].to(device)) for given in (tokens, null)]
+        conditions = [told(model, given[:, None].to(device).unbind()) for given in (tokens, null)]
     if c.num_sizes:
-        sizes = torch.tensor([[side, side, 0, 0, side, side]], device=device)
-        conditions = [{**condition, "sizes": sizes} for condition in conditions]
+        conditions = [{**condition, "sizes": sizes(side, side).to(device)} for condition in conditions]
     latents = generate(
-        DiffusionModel(model.unet, noise_schedule(c), c.prediction, model.unet.conv_in.weight.dtype),
+        diffusion_model(model),
         classifier_free(*conditions, guidance_scale=guidance_scale),
         sampling or ImageSampling(),
         seeds=seeds,

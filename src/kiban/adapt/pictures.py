@@ -16,9 +16,8 @@ from kiban.config import Progress, silent
 from kiban.data.loader import Loader
 from kiban.errors import ConfigError
 from kiban.families.stable_diffusion import StableDiffusion, StableDiffusionConfig
-from kiban.generate.prompts import padded
+from kiban.generate.prompts import padded, sizes, told
 from kiban.inputs.tokenizer import Tokenizer
-from kiban.nn.noise import NoiseSchedule, scaled_linear
 from kiban.objectives.diffusion import Diffusion, SeededRows
 from kiban.train.settings import Hooks, TrainConfig, TrainResult
 from kiban.train.trainer import Trainer
@@ -39,19 +38,7 @@ class TokenUNet(nn.Module):
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, **more: Any) -> Tensor:
         """x (B, Cin, h, w), timesteps (B,), context (B, N, T) int64, and what `UNet` takes by name; (B, Cout, h, w)."""
-        return torch.as_tensor(self.model.unet(x, timesteps, **told(self.model, context), **more))
-
-
-def told(model: StableDiffusion, tokens: Tensor) -> dict[str, Tensor]:
-    """context, and pooled if the U-Net takes it, of tokens (B, N, T)."""
-    states = model.encode_text(tokens.unbind(1))
-    pooled = {} if states.pooled is None else {"pooled": states.pooled}
-    return {"context": states.context, **pooled}
-
-
-def noise_schedule(c: StableDiffusionConfig) -> NoiseSchedule:
-    """The noise that a model was trained with."""
-    return scaled_linear(c.num_timesteps, first=c.beta_start, last=c.beta_end)
+        return torch.as_tensor(self.model.unet(x, timesteps, **told(self.model, context.unbind(1)), **more))
 
 
 def prompt_tokens(tokenizers: Sequence[Tokenizer], prompts: Sequence[str], c: StableDiffusionConfig) -> Tensor:
@@ -77,7 +64,7 @@ def rows_of(model: StableDiffusion, latents: Tensor, tokens: Tensor, **more: Ten
         raise ConfigError("model", why=f"takes {c.num_sizes} sizes", hint="adapt the base model, not the refiner")
     if c.num_sizes:
         height, width = (c.vae.factor * side for side in latents.shape[-2:])
-        more["sizes"] = torch.tensor([[height, width, 0, 0, height, width]])
+        more["sizes"] = sizes(width, height)
     columns = {"latents": latents, "context": tokens, **more}
     whole = {name: value.expand(len(latents), *value.shape[1:]) for name, value in columns.items()}
     return [{name: value[i] for name, value in whole.items()} for i in range(len(latents))]
@@ -94,7 +81,7 @@ def objective_of(
 ) -> Diffusion:
     """What the model was trained for. inputs, options: of `Diffusion`; sizes are passed on where the model takes them."""
     inputs = [*inputs, "sizes"] if c.num_sizes else inputs
-    return Diffusion(network, noise_schedule(c), prediction=c.prediction, inputs=inputs, **options)
+    return Diffusion(network, c.schedule, prediction=c.prediction, inputs=inputs, **options)
 
 
 def train(

@@ -74,9 +74,20 @@ def check_output(path: Path | None) -> None:
 
 
 def draw_command(
-    console: Console, model: Model, prompt: str, options: Mapping[str, Any], *, num: int, seed: int, as_json: bool
+    console: Console,
+    model: Model,
+    prompt: str,
+    how: Drawing,
+    options: Mapping[str, Any],
+    *,
+    num: int,
+    seed: int,
+    as_json: bool,
 ) -> None:
-    """Draw num pictures and write them: one to the output, several beside it, and the output then shows all of them."""
+    """Draw num pictures and write them: one to the output, several beside it, and the output then shows all of them.
+
+    options: the output and the pictures to start from, by name.
+    """
     from kiban.inputs.picture_file import contact_sheet, write_png
 
     output: Path | None = options["output"]
@@ -85,7 +96,7 @@ def draw_command(
     seeds = [first % (MAX_SEED + 1) for first in range(seed, seed + num)]
     pictures = {name: options[name] for name in ("init", "mask", "edit") if options[name] is not None}
     with console.progress() as progress:
-        drawn = model.draw(prompt, drawing(options), seeds=seeds, progress=progress, **pictures)
+        drawn = model.draw(prompt, how, seeds=seeds, progress=progress, **pictures)
     paths = [output] if num == 1 else [output.with_stem(f"{output.stem}-{n}") for n in range(1, num + 1)]
     for path, picture in zip(paths, drawn, strict=True):
         write_png(picture.image, path, picture.facts)

@@ -94,7 +94,7 @@ def run_command(
         "height": height,
     }
     Sampling(**controls)  # a wrong number is told before the model is loaded
-    draw.drawing(picture)
+    how = draw.drawing(picture)
     draw.check_output(output)
     with console.progress() as progress:
         opened = load(model, preset=preset, progress=progress)
@@ -104,7 +104,7 @@ def run_command(
             "--task", field=kind, why=f"{model} cannot do this", hint=f"it can: {', '.join(opened.abilities)}"
         )
     if kind == "draw":
-        draw.draw_command(console, opened, text, picture, num=num, seed=seed, as_json=as_json)
+        draw.draw_command(console, opened, text, how, picture, num=num, seed=seed, as_json=as_json)
         return
     given = [name for name, value in picture.items() if value is not None]
     if given or num > 1:

@@ -24,7 +24,7 @@ from kiban.nn.block import PostNormBlock
 from kiban.nn.feedforward import FeedForward
 from kiban.nn.norm import LayerNorm
 from kiban.nn.stack import Stack
-from kiban.weights.names import SKIP, NameTable, Rule, Same, Skip, prefixed
+from kiban.weights.names import SKIP, NameTable, Rule, Same, Skip, both, prefixed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,10 +217,6 @@ class BertPretraining(_Headed):
         return words, self.follows(self.body.pooled(hidden))
 
 
-def _linear(published: str, ours: str, **options: Any) -> dict[str, Rule]:
-    return {f"{published}.{part}": Same(f"{ours}.{part}", **options) for part in ("weight", "bias")}
-
-
 def _norm(published: str, ours: str) -> dict[str, Rule]:
     """Files converted from TensorFlow say gamma and beta."""
     return {
@@ -238,30 +234,30 @@ def _body_names(c: BertConfig, *, pooler: bool = True) -> dict[str, Rule]:
         "embeddings.token_type_embeddings.weight": Same("embed.segment.weight"),
         "embeddings.position_ids": SKIP,
         **_norm("embeddings.LayerNorm", "embed.norm"),
-        **_linear(f"{layer}.attention.self.query", f"{block}.attn.q"),
-        **_linear(f"{layer}.attention.self.key", f"{block}.attn.k"),
-        **_linear(f"{layer}.attention.self.value", f"{block}.attn.v"),
-        **_linear(f"{layer}.attention.output.dense", f"{block}.attn.o"),
+        **both(f"{layer}.attention.self.query", f"{block}.attn.q"),
+        **both(f"{layer}.attention.self.key", f"{block}.attn.k"),
+        **both(f"{layer}.attention.self.value", f"{block}.attn.v"),
+        **both(f"{layer}.attention.output.dense", f"{block}.attn.o"),
         **_norm(f"{layer}.attention.output.LayerNorm", f"{block}.norm1"),
-        **_linear(f"{layer}.intermediate.dense", f"{block}.ffn.up"),
-        **_linear(f"{layer}.output.dense", f"{block}.ffn.down"),
+        **both(f"{layer}.intermediate.dense", f"{block}.ffn.up"),
+        **both(f"{layer}.output.dense", f"{block}.ffn.down"),
         **_norm(f"{layer}.output.LayerNorm", f"{block}.norm2"),
-        **_linear("pooler.dense", "pooler", optional=not pooler),
+        **both("pooler.dense", "pooler", optional=not pooler),
     }
 
 
 _PREDICTOR: dict[str, Rule] = {
-    **_linear("cls.predictions.transform.dense", "predictor.transform"),
+    **both("cls.predictions.transform.dense", "predictor.transform"),
     **_norm("cls.predictions.transform.LayerNorm", "predictor.norm"),
     "cls.predictions.bias": Same("predictor.bias"),
     "cls.predictions.decoder.weight": SKIP,  # tied to the token embeddings
     "cls.predictions.decoder.bias": SKIP,
 }
-_FOLLOWS = _linear("cls.seq_relationship", "follows")
+_FOLLOWS = both("cls.seq_relationship", "follows")
 # A checkpoint may carry the head of another task; one that is not asked for is left out.
 _OTHER_HEADS: dict[str, Rule] = {
     name: Skip(aliases=rule.aliases)
-    for name, rule in {**_PREDICTOR, **_FOLLOWS, **_linear("classifier", ""), **_linear("qa_outputs", "")}.items()
+    for name, rule in {**_PREDICTOR, **_FOLLOWS, **both("classifier", ""), **both("qa_outputs", "")}.items()
 }
 
 
@@ -363,17 +359,17 @@ FAMILY = Family(
         "sequence_classification": Head(
             build=BertClassifier,
             architecture="BertForSequenceClassification",
-            names=_headed(_linear("classifier", "classifier"), pooler=True),
+            names=_headed(both("classifier", "classifier"), pooler=True),
         ),
         "token_classification": Head(
             build=BertTagger,
             architecture="BertForTokenClassification",
-            names=_headed(_linear("classifier", "classifier"), pooler=False),
+            names=_headed(both("classifier", "classifier"), pooler=False),
         ),
         "question_answering": Head(
             build=BertAnswerer,
             architecture="BertForQuestionAnswering",
-            names=_headed(_linear("qa_outputs", "span"), pooler=False),
+            names=_headed(both("qa_outputs", "span"), pooler=False),
         ),
         "masked_lm": Head(build=BertMaskedLM, architecture="BertForMaskedLM", names=_headed(_PREDICTOR, pooler=False)),
         "next_sentence": Head(

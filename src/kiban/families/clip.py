@@ -7,12 +7,10 @@ are OpenCLIP's (Cherti et al. 2023), whose text towers Stable Diffusion 2 and XL
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kiban.config import Family, Traits
-from kiban.errors import ConfigError, FormatError, LimitError, ModelNotFoundError
-from kiban.files import inside, read_json, staged_folder, verify_folder, write_manifest
+from kiban.errors import ConfigError, LimitError
 from kiban.inputs.tokenizer import Tokenizer, pad_batch
 from kiban.nn import init
 from kiban.nn.attention import Attention, Context
@@ -32,8 +29,7 @@ from kiban.nn.patch import PatchEmbedding
 from kiban.nn.resnet import ModifiedResNet
 from kiban.nn.stack import Stack
 from kiban.weights import clip_config, clip_names
-from kiban.weights.names import NameTable, to_ours, to_published
-from kiban.weights.safetensors import read_safetensors, write_safetensors
+from kiban.weights.names import NameTable
 
 FIRST_SCALE, MAX_SCALE = math.log(1 / 0.07), math.log(100)
 
@@ -300,7 +296,7 @@ def _vision(c: VisionConfig | ResNetConfig) -> VisionTower | ModifiedResNet:
     )
 
 
-def _config(settings: Mapping[str, Any]) -> CLIPConfig:
+def config_of(settings: Mapping[str, Any]) -> CLIPConfig:
     vision = settings["vision"]
     kind = ResNetConfig if "num_blocks" in vision else VisionConfig
     return CLIPConfig(text=TextConfig(**settings["text"]), vision=kind(**vision))
@@ -308,7 +304,7 @@ def _config(settings: Mapping[str, Any]) -> CLIPConfig:
 
 def from_hf(values: Mapping[str, Any]) -> CLIPConfig:
     """config.json of a CLIPModel."""
-    return _config(clip_config.from_hf(values))
+    return config_of(clip_config.from_hf(values))
 
 
 def to_hf(c: CLIPConfig) -> dict[str, Any]:
@@ -320,53 +316,6 @@ def hf_names(c: CLIPConfig) -> NameTable:
     """CLIPModel. Raises FormatError for a ResNet."""
     to_hf(c)
     return clip_names.hf()
-
-
-def read_openai(path: Path, config: CLIPConfig) -> CLIP:
-    """A model from a safetensors file with OpenAI's names, which are open_clip's too, in float32, ready for use.
-
-    Raises FormatError if the file holds another architecture, UnsafeFormatError if it is a pickle.
-    """
-    with torch.device("meta"):
-        model = CLIP(config)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    names = clip_names.openai(resnet=isinstance(config.vision, ResNetConfig))
-    found = to_ours(names, read_safetensors(path), wanted=shapes, source=str(path))
-    for name, shape in shapes.items():
-        tensor = found.get(name, torch.zeros(shape, dtype=torch.int64))  # files may lack the counts of batches
-        if tensor.shape != shape and tensor.numel() == shape.numel() == 1:
-            tensor = tensor.reshape(shape)  # a scale that is kept as a vector
-        if tensor.shape != shape:
-            raise FormatError(path, field=name, why=f"has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
-        found[name] = tensor.float() if tensor.is_floating_point() else tensor
-    model.load_state_dict(found, assign=True)
-    return model.eval()
-
-
-def load_open_clip(folder: Path) -> CLIP:
-    """A model from a folder as open_clip keeps them. Raises FormatError, IntegrityError or ModelNotFoundError."""
-    verify_folder(folder)
-    path = folder / "open_clip_config.json"
-    values = read_json(path)
-    try:
-        config = _config(clip_config.from_open_clip(values.get("model_cfg", values)))
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise FormatError(path, why=f"a setting is missing or of the wrong kind: {error}") from error
-    for name in ("open_clip_model.safetensors", "model.safetensors"):
-        if (folder / name).exists():
-            return read_openai(inside(folder, name, source=folder), config)
-    raise ModelNotFoundError(folder, why="holds neither open_clip_model.safetensors nor model.safetensors")
-
-
-def save_open_clip(model: CLIP, folder: Path) -> None:
-    """Write a folder that open_clip and `load_open_clip` open. Raises KibanError if there is something already."""
-    names = clip_names.openai(resnet=isinstance(model.config.vision, ResNetConfig))
-    values = {"model_cfg": clip_config.to_open_clip(asdict(model.config))}
-    with staged_folder(folder) as staged:
-        (staged / "open_clip_config.json").write_text(json.dumps(values, indent=2), encoding="utf-8")
-        state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-        write_safetensors(staged, to_published(names, state))
-        write_manifest(staged, {"family": "clip"})
 
 
 def _text(dim: int, embed_dim: int, *, num_layers: int = 12, quick: bool = True) -> TextConfig:
@@ -439,5 +388,4 @@ FAMILY = Family(
     from_hf=from_hf,
     to_hf=to_hf,
     hf_names=hf_names,
-    other_folders={"open_clip_config.json": load_open_clip},
 )

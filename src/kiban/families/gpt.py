@@ -26,7 +26,7 @@ from kiban.nn.decoder import Decoder
 from kiban.nn.feedforward import FeedForward
 from kiban.nn.norm import LayerNorm
 from kiban.nn.stack import Stack
-from kiban.weights.names import SKIP, NameTable, Rule, Same, Split, Transposed
+from kiban.weights.names import SKIP, NameTable, Rule, Same, Split, Transposed, both
 
 gelu = partial(F.gelu, approximate="tanh")
 
@@ -110,11 +110,6 @@ class GPT(Decoder):
         return torch.as_tensor(self.norm(x))
 
 
-def _both(published: str, ours: str, *, transposed: bool = False) -> dict[str, Rule]:
-    kind = Transposed if transposed else Same
-    return {f"{published}.weight": kind(f"{ours}.weight"), f"{published}.bias": Same(f"{ours}.bias")}
-
-
 def _qkv(published: str, *, transposed: bool) -> dict[str, Rule]:
     """One matrix for queries, keys and values."""
     return {
@@ -128,15 +123,15 @@ def hf_names(c: GPTConfig) -> NameTable:
     table: dict[str, Rule] = {
         "tokens_embed.weight" if c.post_norm else "wte.weight": Same("embed.weight"),
         "positions_embed.weight" if c.post_norm else "wpe.weight": Same("position.weight"),
-        **_both("h.{}.ln_1", "blocks.{}.norm1"),
-        **_both("h.{}.ln_2", "blocks.{}.norm2"),
+        **both("h.{}.ln_1", "blocks.{}.norm1"),
+        **both("h.{}.ln_2", "blocks.{}.norm2"),
         **_qkv("h.{}.attn.c_attn", transposed=True),
-        **_both("h.{}.attn.c_proj", "blocks.{}.attn.o", transposed=True),
-        **_both("h.{}.mlp.c_fc", "blocks.{}.ffn.up", transposed=True),
-        **_both("h.{}.mlp.c_proj", "blocks.{}.ffn.down", transposed=True),
+        **both("h.{}.attn.c_proj", "blocks.{}.attn.o", rule=Transposed),
+        **both("h.{}.mlp.c_fc", "blocks.{}.ffn.up", rule=Transposed),
+        **both("h.{}.mlp.c_proj", "blocks.{}.ffn.down", rule=Transposed),
         "h.{}.attn.bias": SKIP,  # the causal mask, a buffer
         "h.{}.attn.masked_bias": SKIP,
-        **({} if c.post_norm else _both("ln_f", "norm")),
+        **({} if c.post_norm else both("ln_f", "norm")),
     }
     # Files of the first release have no prefix.
     named = {f"transformer.{name}": dataclasses.replace(rule, aliases=(name,)) for name, rule in table.items()}
@@ -148,13 +143,13 @@ def gguf_names(c: GPTConfig) -> NameTable:
     return {
         "token_embd.weight": Same("embed.weight"),
         "position_embd.weight": Same("position.weight"),
-        **_both("blk.{}.attn_norm", "blocks.{}.norm1"),
-        **_both("blk.{}.ffn_norm", "blocks.{}.norm2"),
+        **both("blk.{}.attn_norm", "blocks.{}.norm1"),
+        **both("blk.{}.ffn_norm", "blocks.{}.norm2"),
         **_qkv("blk.{}.attn_qkv", transposed=False),
-        **_both("blk.{}.attn_output", "blocks.{}.attn.o"),
-        **_both("blk.{}.ffn_up", "blocks.{}.ffn.up"),
-        **_both("blk.{}.ffn_down", "blocks.{}.ffn.down"),
-        **_both("output_norm", "norm"),
+        **both("blk.{}.attn_output", "blocks.{}.attn.o"),
+        **both("blk.{}.ffn_up", "blocks.{}.ffn.up"),
+        **both("blk.{}.ffn_down", "blocks.{}.ffn.down"),
+        **both("output_norm", "norm"),
         "output.weight": SKIP,  # the tied matrix again
     }
 

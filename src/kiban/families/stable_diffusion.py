@@ -17,6 +17,7 @@ from kiban.config import Family, Traits
 from kiban.errors import ConfigError
 from kiban.families import clip
 from kiban.families.clip import TextConfig, TextTower
+from kiban.nn.noise import NoiseSchedule, scaled_linear
 from kiban.nn.unet import UNet, UNetConfig
 from kiban.nn.vae import VAE, VAEConfig
 from kiban.weights import diffusers_pipeline
@@ -66,6 +67,11 @@ class StableDiffusionConfig:
             raise ConfigError("in_channels", why=why)
         if self.image_size % self.vae.factor:
             raise ConfigError(f"image_size={self.image_size} is not divisible by the autoencoder's {self.vae.factor}")
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise that it was trained with."""
+        return scaled_linear(self.num_timesteps, first=self.beta_start, last=self.beta_end)
 
     @property
     def num_sizes(self) -> int:

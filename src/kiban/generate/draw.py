@@ -25,7 +25,6 @@ from kiban.generate.guidance import edit as edit_guidance
 from kiban.generate.images import ImageSampling, Source, generate
 from kiban.generate.prompts import condition, with_channels
 from kiban.inputs.image import Picture, to_images
-from kiban.nn.noise import scaled_linear
 from kiban.zoo import Loaded
 
 Check = Callable[[Sequence[Image.Image]], Sequence[bool]]
@@ -104,7 +103,7 @@ def draw(
         )
     sheet = canvas(c.task, usual=c.image_size, width=how.width, height=how.height, init=init, mask=mask, edit=edit)
     latents = generate(
-        _model(module),
+        diffusion_model(module),
         _guidance(loaded, texts, how, sheet),
         how.sampling,
         seeds=seeds,
@@ -140,10 +139,10 @@ def drawing_of(facts: Mapping[str, Any]) -> Drawing:
     return from_dict(Drawing, {**values, "sampling": from_dict(ImageSampling, values["sampling"])})
 
 
-def _model(module: StableDiffusion) -> DiffusionModel:
-    c, dtype = module.config, next(module.unet.parameters()).dtype
-    schedule = scaled_linear(c.num_timesteps, first=c.beta_start, last=c.beta_end)
-    return DiffusionModel(module.unet, schedule, c.prediction, dtype)
+def diffusion_model(module: StableDiffusion) -> DiffusionModel:
+    """What samplers ask."""
+    c = module.config
+    return DiffusionModel(module.unet, c.schedule, c.prediction, next(module.unet.parameters()).dtype)
 
 
 def _encoded(module: StableDiffusion, pixels: Tensor) -> Tensor:

@@ -37,6 +37,18 @@ def padded(tokenizer: Tokenizer, prompts: Sequence[str], length: int) -> Tensor:
     return torch.tensor([row + [pad] * (length - len(row)) for row in rows])
 
 
+def told(module: StableDiffusion, tokens: Sequence[Tensor]) -> dict[str, Tensor]:
+    """context, and pooled if the U-Net takes it, of tokens (B, T) for each text tower."""
+    states = module.encode_text(tokens)
+    pooled = {} if states.pooled is None else {"pooled": states.pooled}
+    return {"context": states.context, **pooled}
+
+
+def sizes(width: int, height: int) -> Tensor:
+    """What SDXL is told of a picture that is as large as it is and not cut, (1, 6): size, top and left, size asked for."""
+    return torch.tensor([[height, width, 0, 0, height, width]])
+
+
 def condition(
     loaded: Loaded, prompts: Sequence[str], *, width: int, height: int, negative: bool = False
 ) -> dict[str, Tensor]:
@@ -47,18 +59,18 @@ def condition(
     module = loaded.module
     assert isinstance(module, StableDiffusion)
     device = next(module.parameters()).device
-    states = module.encode_text([tokens.to(device) for tokens in prompt_tokens(loaded, prompts)])
-    told: dict[str, Tensor] = {"context": states.context}
+    found = told(module, [tokens.to(device) for tokens in prompt_tokens(loaded, prompts)])
     num_sizes = module.config.num_sizes
-    if states.pooled is not None:
-        score = NEGATIVE_SCORE if negative else SCORE
-        sizes = [height, width, 0, 0, *((score,) if num_sizes == 5 else (height, width))]
-        told |= {"pooled": states.pooled, "sizes": torch.tensor([sizes], dtype=torch.float32, device=device)}
+    if num_sizes:
+        own = sizes(width, height).float()
+        if num_sizes == 5:
+            own = torch.cat((own[:, :4], torch.tensor([[NEGATIVE_SCORE if negative else SCORE]])), dim=1)
+        found["sizes"] = own.to(device)
     if negative and num_sizes == 6:
         empty = torch.tensor([not prompt for prompt in prompts], device=device)
-        told["context"] = told["context"].masked_fill(empty[:, None, None], 0)
-        told["pooled"] = told["pooled"].masked_fill(empty[:, None], 0)
-    return told
+        found["context"] = found["context"].masked_fill(empty[:, None, None], 0)
+        found["pooled"] = found["pooled"].masked_fill(empty[:, None], 0)
+    return found
 
 
 def with_channels(told: Condition, channels: Tensor) -> Condition:

@@ -24,7 +24,7 @@ from kiban.config import Progress, silent
 from kiban.data.loader import Loader
 from kiban.data.pairs import Pair, choose_caption
 from kiban.engine.encoder import EncoderPlan
-from kiban.evaluate.zero_shot import embed_texts
+from kiban.evaluate.zero_shot import embed_images, embed_texts
 from kiban.families.clip import CLIP, PRESETS, text_batch
 from kiban.inputs.image import CLIP_MEAN, CLIP_STD, cover, read_image
 from kiban.inputs.learn.clip_bpe import train_clip_bpe
@@ -209,16 +209,12 @@ def name_retrieval(model: zoo.Loaded, pairs: Sequence[Pair], languages: Sequence
     """
     module: Any = model.module
     assert model.tokenizer is not None
-    size, device = module.config.vision.image_size, module.logit_scale.device
-    pictures = [np.asarray(cover(read_image(pair.content(), name=pair.name), size, size)) for pair in pairs]
-    images = []
-    for part in torch.split(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float(), 64):
-        images.append(module.encode_image(normalised(part).to(device)).float().cpu())
+    images = embed_images(module, [pair.content() for pair in pairs])
     found: dict[str, float] = {}
     for lang in languages:
         names = list(dict.fromkeys(pair.captions[lang][0] for pair in pairs))
         own = torch.tensor([names.index(pair.captions[lang][0]) for pair in pairs])
-        scores = torch.cat(images) @ embed_texts(module, model.tokenizer, names).mT  # (pictures, names)
+        scores = images @ embed_texts(module, model.tokenizer, names).mT  # (pictures, names)
         found |= _recalls(scores, own, lang)
         found |= {f"{lang} chance@{k}": min(1.0, k / len(names)) for k in (1, 5)}
     return found

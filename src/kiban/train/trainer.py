@@ -247,8 +247,9 @@ class Trainer:
         """Leave the parameters that the run is for: the best, else the averaged, else the last."""
         if self.average and not self.best:
             self.average.put()
+        held = self._held()
         for name, value in self.best.items():
-            self._held()[name].copy_(value)
+            held[name].copy_(value)
 
     # Files ----------------------------------------------------------------------------------------------------------
 

@@ -59,7 +59,7 @@ def to_hf(settings: Settings) -> dict[str, Any]:
     """config.json that transformers reads. Raises FormatError for a ResNet, for which it has no class."""
     vision = settings["vision"]
     if "patch_size" not in vision:
-        hint = "keep it in open_clip's form: kiban.families.clip.save_open_clip"
+        hint = "keep it in open_clip's form: kiban.zoo.open_clip.save_open_clip"
         raise FormatError("CLIP", field="vision", why="a ResNet has no class at Hugging Face", hint=hint)
     return {
         "model_type": "clip",

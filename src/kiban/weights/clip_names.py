@@ -6,21 +6,17 @@ Ours are those of `families/clip.py`, without a prefix for each tower.
 
 from __future__ import annotations
 
-from kiban.weights.names import SKIP, NameTable, Rule, Same, Split, Transposed, prefixed
-
-
-def _both(published: str, ours: str) -> dict[str, Rule]:
-    return {f"{published}.{part}": Same(f"{ours}.{part}") for part in ("weight", "bias")}
+from kiban.weights.names import SKIP, NameTable, Rule, Same, Split, Transposed, both, prefixed
 
 
 def _hf_blocks() -> dict[str, Rule]:
     layer, block = "encoder.layers.{}", "blocks.{}"
     table: dict[str, Rule] = {}
     for theirs, mine in (("q_proj", "q"), ("k_proj", "k"), ("v_proj", "v"), ("out_proj", "o")):
-        table |= _both(f"{layer}.self_attn.{theirs}", f"{block}.attn.{mine}")
+        table |= both(f"{layer}.self_attn.{theirs}", f"{block}.attn.{mine}")
     for theirs, mine in (("layer_norm1", "norm1"), ("layer_norm2", "norm2"), ("mlp.fc1", "ffn.up")):
-        table |= _both(f"{layer}.{theirs}", f"{block}.{mine}")
-    return table | _both(f"{layer}.mlp.fc2", f"{block}.ffn.down")
+        table |= both(f"{layer}.{theirs}", f"{block}.{mine}")
+    return table | both(f"{layer}.mlp.fc2", f"{block}.ffn.down")
 
 
 def _bare(table: NameTable, prefix: str) -> dict[str, Rule]:
@@ -39,7 +35,7 @@ def hf_text(*, projected: bool) -> dict[str, Rule]:
         "embeddings.position_embedding.weight": Same("position.weight"),
         "embeddings.position_ids": SKIP,
         **_hf_blocks(),
-        **_both("final_layer_norm", "norm"),
+        **both("final_layer_norm", "norm"),
     }
     projection: dict[str, Rule] = {"text_projection.weight": Same("projection.weight")} if projected else {}
     return {**_bare(table, "text_model."), **projection}
@@ -52,9 +48,9 @@ def hf_vision() -> dict[str, Rule]:
         "embeddings.patch_embedding.weight": Same("patches.conv.weight"),
         "embeddings.position_embedding.weight": Same("position.weight"),
         "embeddings.position_ids": SKIP,
-        **_both("pre_layrnorm", "norm_in"),  # sic
+        **both("pre_layrnorm", "norm_in"),  # sic
         **_hf_blocks(),
-        **_both("post_layernorm", "norm_out"),
+        **both("post_layernorm", "norm_out"),
     }
     return {**prefixed(table, "vision_model.", ""), "visual_projection.weight": Same("projection.weight")}
 
@@ -81,7 +77,7 @@ def _openai_blocks() -> dict[str, Rule]:
         ("mlp.c_fc", "ffn.up"),
         ("mlp.c_proj", "ffn.down"),
     ):
-        table |= _both(f"{layer}.{theirs}", f"{block}.{mine}")
+        table |= both(f"{layer}.{theirs}", f"{block}.{mine}")
     return table
 
 
@@ -91,7 +87,7 @@ def openai_text(*, projected: bool) -> dict[str, Rule]:
         "token_embedding.weight": Same("embed.weight"),
         "positional_embedding": Same("position.weight"),
         **_openai_blocks(),
-        **_both("ln_final", "norm"),
+        **both("ln_final", "norm"),
         "attn_mask": SKIP,
         "text_projection": Transposed("projection.weight") if projected else SKIP,
     }
@@ -104,9 +100,9 @@ def openai_vit() -> dict[str, Rule]:
         "class_embedding": Same("cls"),
         "conv1.weight": Same("patches.conv.weight"),
         "positional_embedding": Same("position.weight"),
-        **_both("ln_pre", "norm_in"),
+        **both("ln_pre", "norm_in"),
         **_openai_blocks(),
-        **_both("ln_post", "norm_out"),
+        **both("ln_post", "norm_out"),
         "proj": Transposed("projection.weight"),
     }
     return prefixed(table, "visual.", "")
@@ -116,7 +112,7 @@ def openai_resnet() -> dict[str, Rule]:
     """`visual` where it is a ResNet."""
     table: dict[str, Rule] = {"attnpool.positional_embedding": Same("pool.position.weight")}
     for theirs, mine in (("q_proj", "q"), ("k_proj", "k"), ("v_proj", "v"), ("c_proj", "o")):
-        table |= _both(f"attnpool.{theirs}", f"pool.{mine}")
+        table |= both(f"attnpool.{theirs}", f"pool.{mine}")
     for number in range(3):
         table |= _conv_norm(f"conv{number + 1}", f"bn{number + 1}", f"stem.{number}")
     for stage in range(4):
@@ -131,7 +127,7 @@ def _conv_norm(conv: str, norm: str, ours: str) -> dict[str, Rule]:
     statistics = ("running_mean", "running_var")
     return {
         f"{conv}.weight": Same(f"{ours}.conv.weight"),
-        **_both(norm, f"{ours}.norm"),
+        **both(norm, f"{ours}.norm"),
         **{f"{norm}.{part}": Same(f"{ours}.norm.{part}") for part in statistics},
         f"{norm}.num_batches_tracked": Same(f"{ours}.norm.num_batches_tracked", optional=True),
     }

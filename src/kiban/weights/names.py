@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,6 +100,14 @@ class Skip:
 SKIP = Skip()
 Rule = Same | Split | Skip
 NameTable = Mapping[str, Rule]
+
+
+def both(published: str, ours: str, *, rule: type[Same] = Same, **options: Any) -> dict[str, Rule]:
+    """Weight and bias of one layer. rule: of the weight; options: of both."""
+    return {
+        f"{published}.weight": rule(f"{ours}.weight", **options),
+        f"{published}.bias": Same(f"{ours}.bias", **options),
+    }
 
 
 def prefixed(table: NameTable, published: str, ours: str) -> dict[str, Rule]:

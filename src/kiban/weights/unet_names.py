@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kiban.weights.names import Rule, Same, Split
+from kiban.weights.names import Rule, Same, Split, both
 
 RES_DIFFUSERS = {
     "norm1": "norm1",
@@ -41,11 +41,6 @@ class Pointwise(Same):
 
     def save(self, *ours: Tensor) -> Tensor:
         return ours[0].reshape(*ours[0].shape, *[1] * self.axes)
-
-
-def both(published: str, ours: str) -> dict[str, Rule]:
-    """Weight and bias of one layer."""
-    return {f"{published}.{part}": Same(f"{ours}.{part}") for part in ("weight", "bias")}
 
 
 def res_names(published: str, ours: str, parts: Mapping[str, str]) -> dict[str, Rule]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kiban.weights.names import Rule, Same
-from kiban.weights.unet_names import Pointwise, both, res_names
+from kiban.weights.names import Rule, Same, both
+from kiban.weights.unet_names import Pointwise, res_names
 
 RES_DIFFUSERS = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "conv_shortcut": "skip"}
 RES_LDM = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "nin_shortcut": "skip"}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from kiban.config import Family, Progress, silent
 from kiban.errors import ConfigError, FormatError
@@ -18,7 +17,7 @@ from kiban.inputs.tokenizer import Tokenizer
 from kiban.weights.gguf import read_gguf
 from kiban.weights.pipeline_folder import INDEX
 from kiban.weights.safetensors import read_folder_tensors
-from kiban.zoo import parts
+from kiban.zoo import open_clip, parts
 from kiban.zoo.places import locate
 from kiban.zoo.registry import Loaded, families, head_of
 from kiban.zoo.tensors import assign
@@ -68,8 +67,9 @@ def family_of(path: Path) -> Family:
             return _gguf_family(path, file.metadata)
     if (path / INDEX).is_file():
         return parts.family_of(path, read_json(path / INDEX))
-    other = _other_folder(path)
-    return other[0] if other else _hf_family(path, read_json(path / "config.json"))
+    if _is_open_clip(path):
+        return families()["clip"]
+    return _hf_family(path, read_json(path / "config.json"))
 
 
 def _hf_family(path: Path, config: Mapping[str, Any]) -> Family:
@@ -82,12 +82,8 @@ def _hf_family(path: Path, config: Mapping[str, Any]) -> Family:
     raise FormatError(path / "config.json", field="model_type", why=f"{kind!r} is unknown", hint=f"known: {known}")
 
 
-def _other_folder(path: Path) -> tuple[Family, Callable[[Path], nn.Module]] | None:
-    """The family of a folder of another library than Hugging Face's, and what opens it."""
-    if (path / "config.json").is_file():
-        return None
-    found = ((family, name) for family in families().values() for name in family.other_folders)
-    return next(((f, f.other_folders[name]) for f, name in found if (path / name).is_file()), None)
+def _is_open_clip(path: Path) -> bool:
+    return (path / open_clip.CONFIG).is_file() and not (path / "config.json").is_file()
 
 
 def _gguf_family(path: Path, metadata: Mapping[str, Any]) -> Family:
@@ -101,11 +97,9 @@ def _gguf_family(path: Path, metadata: Mapping[str, Any]) -> Family:
 def _open_folder(path: Path, wanted_head: str | None, dtype: torch.dtype) -> Loaded:
     if (path / INDEX).is_file():
         return parts.open_folder(path, dtype)
-    other = _other_folder(path)
-    if other is not None:
-        family, read = other
-        module = read(path)
-        return Loaded(family, module.config, module.to(dtype), _tokenizer(path), None, (), str(path), path)
+    if _is_open_clip(path):
+        module = open_clip.load_open_clip(path)
+        return Loaded(families()["clip"], module.config, module.to(dtype), _tokenizer(path), None, (), str(path), path)
     return _open_hf(path, wanted_head, dtype)
 
 
