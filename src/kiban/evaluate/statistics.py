@@ -44,6 +44,17 @@ def bootstrap_interval(
     return float(function(whole)), float(low), float(high)
 
 
+def mean_interval(
+    values: NDArray[Any], groups: Sequence[Any] | None = None, *, num_samples: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """The mean of values (N,), and its 95% percentile interval. groups: of values that depend on each other, drawn whole."""
+    _, numbers = np.unique(np.arange(len(values)) if groups is None else np.array(groups), return_inverse=True)
+    sums, counts = np.bincount(numbers, weights=values), np.bincount(numbers)
+    drawn = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=num_samples)
+    low, high = np.percentile(drawn @ sums / (drawn @ counts), (2.5, 97.5))
+    return float(np.mean(values)), float(low), float(high)
+
+
 def paired_bootstrap(
     metric: Metric, truth: Labels, a: Labels, b: Labels, *, num_labels: int, num_samples: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kiban.config import Progress, did_you_mean, silent
+from kiban.config import did_you_mean
 from kiban.errors import ConfigError
+from kiban.evaluate.pictures import embed_images as embed_images
 from kiban.evaluate.retrieval import found_at
 from kiban.families.clip import CLIP, text_batch
-from kiban.inputs.image import Picture, clip_batch
+from kiban.inputs.japanese import detect_language
 from kiban.inputs.tokenizer import Tokenizer
 
 # A class has several prompts, of which the mean stands for it. The paper gains 3.5 points by 80 of them; a small model that
@@ -58,19 +59,6 @@ def embed_texts(model: CLIP, tokenizer: Tokenizer, texts: Sequence[str], *, batc
     return torch.cat(rows) if rows else torch.empty(0, model.config.embed_dim)
 
 
-@torch.no_grad()
-def embed_images(
-    model: CLIP, pictures: Sequence[Picture], *, batch_size: int = 64, progress: Progress = silent
-) -> Tensor:
-    """(N, E) float32 of length 1, on the CPU. Raises DatasetError that names the picture that cannot be read."""
-    scale, rows = model.logit_scale, []
-    for start in range(0, len(pictures), batch_size):
-        pixels = clip_batch(pictures[start : start + batch_size], size=model.config.vision.image_size)
-        rows.append(model.encode_image(pixels.to(scale.device, scale.dtype)).float().cpu())
-        progress("pictures", min(start + batch_size, len(pictures)), len(pictures))
-    return torch.cat(rows) if rows else torch.empty(0, model.config.embed_dim)
-
-
 def class_weights(
     model: CLIP, tokenizer: Tokenizer, names: Sequence[str], prompts: Sequence[str] = TEMPLATES["en"]
 ) -> Tensor:
@@ -78,8 +66,7 @@ def class_weights(
 
     Raises ConfigError if there is no name or prompt, a name stands twice, or a prompt has no place for it.
     """
-    if not names or len({*names}) < len(names):
-        raise ConfigError("classes", why="need names, each another one", hint=f"given: {', '.join(names) or 'none'}")
+    _check_names(names)
     if not prompts or any("{}" not in prompt for prompt in prompts):
         raise ConfigError(
             "prompts", why="need {} where the name of the class goes", hint="for example 'a photo of a {}.'"
@@ -87,6 +74,19 @@ def class_weights(
     texts = [prompt.replace("{}", name) for name in names for prompt in prompts]
     found = embed_texts(model, tokenizer, texts).view(len(names), len(prompts), -1)  # (C, P, E)
     return F.normalize(found.mean(1), dim=-1)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if not names or len({*names}) < len(names):
+        raise ConfigError("classes", why="need names, each another one", hint=f"given: {', '.join(names) or 'none'}")
+
+
+def weights_of_names(model: CLIP, tokenizer: Tokenizer, names: Sequence[str]) -> Tensor:
+    """As `class_weights`, with each name in the prompts of its own language; Japanese, else English."""
+    _check_names(names)
+    languages = ["ja" if detect_language(name) == "ja" else "en" for name in names]
+    rows = [class_weights(model, tokenizer, [name], templates(lang)) for name, lang in zip(names, languages)]
+    return torch.cat(rows)
 
 
 def predict(model: CLIP, images: Tensor, weights: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Stable Diffusion. Rombach et al. 2022; versions 1 and 2, SDXL (Podell et al. 2023), InstructPix2Pix (Brooks et al. 2023).
 
 An autoencoder, a U-Net that denoises its latents, and CLIP's text tower or towers that tell it what to draw. Deviation:
-dropout is left out. `sd-tiny` is ours: small enough to train on a CPU in minutes.
+dropout is left out. `sd-tiny` and `sd-small` are ours: small enough to train on a CPU in minutes, and in an hour.
 """
 
 from __future__ import annotations
@@ -238,6 +238,22 @@ PRESETS = {
         ),
         vae=VAEConfig(channels=(32, 64, 64), num_res_blocks=1, num_groups=16, latent_scale=1.0),
         texts=(replace(clip.PRESETS["clip-tiny"].text, embed_dim=None),),
+        image_size=64,
+    ),
+    "sd-small": StableDiffusionConfig(
+        unet=UNetConfig(
+            channels=(96, 192),
+            depths=(1, 1),
+            num_heads=(3, 6),
+            context_dim=128,
+            in_channels=16,
+            out_channels=16,
+            num_res_blocks=1,
+            num_groups=16,
+        ),
+        vae=VAEConfig(channels=(16, 32, 64, 128), latent_channels=16, num_res_blocks=1, num_groups=8, latent_scale=1.0),
+        texts=(replace(clip.PRESETS["clip-tiny"].text, embed_dim=None),),
+        prediction="v",
         image_size=64,
     ),
 }

@@ -8,15 +8,15 @@ learn from pictures and captions (Radford et al. 2021).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kiban import zoo
 from kiban.adapt.distill import teacher_embeddings
@@ -26,12 +26,13 @@ from kiban.data.pairs import Pair, choose_caption
 from kiban.engine.encoder import EncoderPlan
 from kiban.evaluate.zero_shot import embed_images, embed_texts
 from kiban.families.clip import CLIP, PRESETS, text_batch
-from kiban.inputs.image import CLIP_MEAN, CLIP_STD, cover, read_image
+from kiban.inputs.image import CLIP_MEAN, CLIP_STD
 from kiban.inputs.learn.clip_bpe import train_clip_bpe
 from kiban.inputs.tokenizer import Tokenizer
 from kiban.objectives.contrastive import Contrastive
 from kiban.objectives.diffusion import SeededRows
 from kiban.objectives.distillation import EmbeddingDistillation
+from kiban.recipes.squares import moved, squares
 from kiban.train.precision import usual_device
 from kiban.train.settings import Hooks, TrainConfig, TrainResult
 from kiban.train.trainer import Trainer
@@ -168,14 +169,10 @@ def _learn_texts(
 
 def _loader(pairs: Sequence[Pair], tokenizer: Tokenizer, module: CLIP, c: Settings, progress: Progress) -> Loader[Any]:
     """Pictures moved by some pixels, each with one of its captions; what happens to a row follows from its seed."""
-    size = module.config.vision.image_size
-    pictures = np.empty((len(pairs), size, size, 3), np.uint8)
-    for i, pair in enumerate(pairs):
-        pictures[i] = np.asarray(cover(read_image(pair.content(), name=pair.name), size, size))
-        progress("pictures", i + 1, len(pairs))
+    pictures = squares(pairs, module.config.vision.image_size, progress)
 
     def collate(rows: list[tuple[int, int]]) -> dict[str, Tensor]:
-        images = torch.stack([_moved(pictures[i], seed, c.shift) for i, seed in rows])
+        images = torch.stack([moved(pictures[i], seed, c.shift) for i, seed in rows])
         texts = [
             choose_caption(pairs[i].captions, seed=seed, epoch=0, row=i, languages=c.languages)[1] for i, seed in rows
         ]
@@ -186,48 +183,47 @@ def _loader(pairs: Sequence[Pair], tokenizer: Tokenizer, module: CLIP, c: Settin
     return Loader(rows, collate, batch_size=c.batch_size, seed=c.seed)
 
 
-def _moved(picture: Any, seed: int, shift: int) -> Tensor:
-    """(S, S, 3) uint8 to (3, S, S), moved by up to shift pixels; the edge goes on where nothing was."""
-    down, right = np.random.default_rng(seed).integers(0, 2 * shift + 1, 2)
-    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
-    padded = F.pad(pixels, (shift, shift, shift, shift), mode="replicate")[0]
-    size = picture.shape[0]
-    return padded[:, down : down + size, right : right + size]
-
-
 def normalised(images: Tensor) -> Tensor:
     """(N, 3, S, S) of 0 to 255 as `clip_pixels` gives them."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
     return (images / 255 - mean) / std
 
 
-@torch.no_grad()
 def name_retrieval(model: zoo.Loaded, pairs: Sequence[Pair], languages: Sequence[str]) -> dict[str, float]:
-    """How often a picture's own name is among the nearest 1 and 5 of all names, and the other way round; and chance.
-
-    A name is the first caption. Pictures with the same name count as one another's.
-    """
-    module: Any = model.module
-    assert model.tokenizer is not None
-    images = embed_images(module, [pair.content() for pair in pairs])
+    """How often a picture's own name is among the nearest 1 and 5 of all names, and the other way round; and chance."""
     found: dict[str, float] = {}
     for lang in languages:
-        names = list(dict.fromkeys(pair.captions[lang][0] for pair in pairs))
-        own = torch.tensor([names.index(pair.captions[lang][0]) for pair in pairs])
-        scores = images @ embed_texts(module, model.tokenizer, names).mT  # (pictures, names)
-        found |= _recalls(scores, own, lang)
-        found |= {f"{lang} chance@{k}": min(1.0, k / len(names)) for k in (1, 5)}
+        ranks = name_ranks(model, pairs, lang)
+        for way, rank in (("picture to name", ranks.names), ("name to picture", ranks.pictures)):
+            found |= {f"{lang} {way}@{k}": float((rank < k).mean()) for k in (1, 5)}
+        found |= {f"{lang} chance@{k}": min(1.0, k / len(ranks.known)) for k in (1, 5)}
     return found
 
 
-def _recalls(scores: Tensor, own: Tensor, lang: str) -> Mapping[str, float]:
-    """recall@1 and @5 both ways. scores: (N, M); own: the column of each row."""
-    ranks = (scores > scores.gather(1, own[:, None])).sum(1)
-    right = own[:, None] == torch.arange(scores.shape[1])
+@dataclass(frozen=True)
+class Ranks:
+    """known (M): the different names. own (N,): which of them is a picture's.
+
+    names (N,): how many names are nearer to a picture than its own. pictures (M,): how many pictures of other names are
+    nearer to a name than the nearest of its own.
+    """
+
+    known: Sequence[str]
+    own: NDArray[np.int64]
+    names: NDArray[np.int64]
+    pictures: NDArray[np.int64]
+
+
+@torch.no_grad()
+def name_ranks(model: zoo.Loaded, pairs: Sequence[Pair], lang: str) -> Ranks:
+    """Where each picture and its name, the first caption in this language, stand for one another."""
+    module: Any = model.module
+    assert model.tokenizer is not None
+    known = list(dict.fromkeys(pair.captions[lang][0] for pair in pairs))
+    own = torch.tensor([known.index(pair.captions[lang][0]) for pair in pairs])
+    images = embed_images(module, [pair.content() for pair in pairs])
+    scores = images @ embed_texts(module, model.tokenizer, known).mT  # (N, M)
+    names = (scores > scores.gather(1, own[:, None])).sum(1)
+    right = own[:, None] == torch.arange(len(known))
     best = scores.mT.masked_fill(~right.mT, -torch.inf).amax(1, keepdim=True)  # of each name's own pictures
-    back = (scores.mT > best).sum(1)
-    return {
-        f"{lang} {way}@{k}": float((rank < k).float().mean())
-        for way, rank in (("picture to name", ranks), ("name to picture", back))
-        for k in (1, 5)
-    }
+    return Ranks(known, own.numpy(), names.numpy(), (scores.mT > best).sum(1).numpy())
