@@ -379,7 +379,7 @@ def levels(images: list[Any]) -> Tensor:
 
 
 def as_kiban_draws(loaded: zoo.Loaded, sampler: str, prompts: list[str], scale: float, start: Tensor) -> Tensor:
-    how = Drawing(guidance_scale=scale, sampling=ImageSampling(sampler=sampler, num_steps=STEPS))
+    how = Drawing(guidance_scale=scale, sampling=ImageSampling(sampler=sampler, num_steps=STEPS, karras=False))
     return levels([d.image for d in draw(loaded, prompts, how, seeds=range(len(prompts)), start=start)])
 
 

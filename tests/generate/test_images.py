@@ -46,6 +46,15 @@ def draw(seeds: list[int], how: Any = None, *, guidance: Guidance | None = None,
     return generate(model, guidance or plain(mean(0.0)), how or ImageSampling(), seeds=seeds, shape=SHAPE, **more)
 
 
+def test_karras_sigmas_are_the_habit_of_one_sampler_and_recorded() -> None:
+    settled = {name: ImageSampling(sampler=name).karras for name in HABITS}
+    assert settled == {name: name == "dpm++2m" for name in HABITS}
+    assert ImageSampling(karras=False).karras is False and ImageSampling(spacing="trailing").karras is False
+    short, long = (draw([1], ImageSampling(num_steps=6, karras=karras)) for karras in (None, False))
+    assert torch.equal(short, draw([1], ImageSampling(num_steps=6, karras=True)))
+    assert not torch.allclose(short, long, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", HABITS)
 def test_an_image_depends_on_its_seed_alone(name: str) -> None:
     how = ImageSampling(sampler=name, num_steps=5, eta=0.5 if name == "ddim" else 0.0)
@@ -106,7 +115,7 @@ def test_starting_from_an_image_agrees_with_diffusers(name: str, scheduler: str,
         output = network(reference.scale_model_input(x, t), t.repeat(1), context=torch.zeros(1, 1))
         x = reference.step(output, t, x).prev_sample
     source = Source(latents=latents, strength=0.6)
-    got = draw([3], ImageSampling(sampler=name, num_steps=20), source=source)
+    got = draw([3], ImageSampling(sampler=name, num_steps=20, karras=False), source=source)
     torch.testing.assert_close(got, x, atol=1e-4, rtol=0)
 
 

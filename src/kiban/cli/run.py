@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kiban.cli import draw
+from kiban.cli import draw, look
 from kiban.cli.console import Console, current
 from kiban.errors import ConfigError
 
@@ -17,10 +17,19 @@ def run_command(
     model: Annotated[
         str, typer.Argument(help="catalogue name, folder or id of Hugging Face, GGUF or LDM file, or a run's final/")
     ],
-    prompt: Annotated[str | None, typer.Argument(help="the text; from standard input if left out")] = None,
-    task: Annotated[
-        str | None, typer.Option(help="chat, generate, embed, fill, classify or draw; default: by the model's ability")
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TEXT | classify PICTURE... | search FOLDER QUERY",
+            help="a text, from standard input if left out; or pictures, for models that see them",
+        ),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="chat, generate, embed, fill, classify, search or draw; default: by the model's ability"),
+    ] = None,
+    labels: look.Labels = None,
+    top: look.Top = None,
     max_new_tokens: Annotated[int, typer.Option(help="length of an answer at most")] = 128,
     temperature: Annotated[float, typer.Option(help="0 for the likeliest answer")] = 0.0,
     top_k: Annotated[int, typer.Option(help="sample among the likeliest k; 0 for all")] = 0,
@@ -50,7 +59,7 @@ def run_command(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     lang: Annotated[str | None, typer.Option(help="ja or en; default: from LANG")] = None,
 ) -> None:
-    """Run a model: chat or generate, embed, fill in [MASK], classify, or draw.
+    """Run a model: chat or generate, embed, fill in [MASK], classify texts or pictures, search pictures, or draw.
 
     Examples:
 
@@ -61,10 +70,18 @@ def run_command(
       kiban run runs/adopt-tickets-20260401-093000/final "請求書の再発行をお願いします"
 
       kiban run runs/icons/final "赤いりんご" -o apple.png --num 4 --steps 30
+
+      kiban run runs/adopt-photos-20260401-093000/final photo.jpg
+
+      kiban run my-clip classify photo.jpg photos/ --labels "猫,犬,鳥"
+
+      kiban run my-clip search photos/ "赤い車" --top 10 -o found.png
+
+      kiban run resnet-50-imagenet search photos/ query.jpg
     """
     console = current(lang)
-    text = prompt if prompt is not None else _standard_input()
-    if not text:
+    words = words or [_standard_input()]
+    if not words[0]:
         raise ConfigError("kiban run", why="no text given", hint='kiban run MODEL "text"')
     from kiban.api import load
     from kiban.generate.sampling import Sampling
@@ -98,26 +115,34 @@ def run_command(
     draw.check_output(output)
     with console.progress() as progress:
         opened = load(model, preset=preset, progress=progress)
-    kind = task or opened.ability
+    kind, words = look.asked(opened, task, words)
     if kind not in opened.abilities:
         raise ConfigError(
             "--task", field=kind, why=f"{model} cannot do this", hint=f"it can: {', '.join(opened.abilities)}"
         )
+    seen = opened.sees and kind in look.VERBS
+    if not seen:
+        look.refuse_options(labels, top)
+    text = words[0] if words else ""
     if kind == "draw":
         draw.draw_command(console, opened, text, how, picture, num=num, seed=seed, as_json=as_json)
         return
-    given = [name for name, value in picture.items() if value is not None]
+    given = [
+        n for n, value in picture.items() if value is not None and not (seen and kind == "search" and n == "output")
+    ]
     if given or num > 1:
         name = (given or ["num"])[0].replace("_", "-")
         raise ConfigError(f"--{name}", why=f"{model} does not draw", hint=f"it can: {', '.join(opened.abilities)}")
-    if kind in ("chat", "generate"):
+    if seen:
+        look.look_command(console, opened, kind, words, labels=labels, top=top, output=output, as_json=as_json)
+    elif kind in ("chat", "generate"):
         if kind == "chat":
             pieces = opened.stream_chat([{"role": "user", "content": text}], **controls)
         else:
             pieces = opened.stream(text, **controls)
         _answer(console, pieces, as_json)
     elif kind == "embed":
-        (vector,) = opened.embed([text]).tolist()
+        vector = look.embedding(opened, text)
         short = ", ".join(f"{x:.4f}" for x in vector[:8])
         console.print(json.dumps(vector) if as_json else f"[{short}, ...] ({len(vector)} numbers; --json for all)")
     elif kind == "fill":

@@ -5,7 +5,7 @@ Samplers see nothing but a denoiser. To change what all of them do, wrap it: `ke
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,21 +19,37 @@ Network = Callable[..., Tensor]
 Predictor = Callable[[Tensor, Tensor], Tensor]
 """A network whose condition is settled: (x, timesteps) to its prediction."""
 
+Prepare = Callable[..., Predictor]
+"""prepare(**condition): a network with its condition settled, of which x may have fewer rows, see `DiffusionModel.told`."""
+
 Denoiser = Callable[[Tensor, float, float], Tensor]
 """denoiser(x, sigma, timestep): x = x0 + sigma * noise, (B, C, H, W), to what x0 is on average. The same shape out."""
 
 
 @dataclass(frozen=True)
 class DiffusionModel:
-    """A network, the noise that it was trained with, what it predicts, and the dtype in which it takes x."""
+    """A network, the noise that it was trained with, what it predicts, and the dtype in which it takes x.
+
+    prepare: makes what is asked in place of the network, for those that do once what the condition alone decides.
+    """
 
     network: Network
     schedule: NoiseSchedule
     prediction: Prediction = "eps"
     dtype: torch.dtype = torch.float32
+    prepare: Prepare | None = None
 
     def __post_init__(self) -> None:
         check_prediction(self.prediction)
+
+    def told(self, condition: Mapping[str, Tensor], times: int) -> Predictor:
+        """The network with its condition settled, which has times as many rows as x (B) and timesteps.
+
+        The first B rows of the condition are asked of x, the next B of x again, and so on; all are answered in this order.
+        """
+        if self.prepare is not None:
+            return self.prepare(**condition)
+        return lambda x, timesteps: self.network(x.repeat(times, 1, 1, 1), timesteps.repeat(times), **condition)
 
 
 def denoiser(predict: Predictor, prediction: Prediction) -> Denoiser:

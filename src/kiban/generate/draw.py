@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -19,7 +19,7 @@ from kiban.errors import ConfigError, NonFiniteError
 from kiban.families.stable_diffusion import StableDiffusion
 from kiban.files import MANIFEST, sha256_of
 from kiban.generate.canvas import Canvas, canvas, fingerprint
-from kiban.generate.denoiser import DiffusionModel
+from kiban.generate.denoiser import DiffusionModel, Prepare
 from kiban.generate.guidance import Condition, Guidance, classifier_free, inpainting_channels
 from kiban.generate.guidance import edit as edit_guidance
 from kiban.generate.images import ImageSampling, Source, generate
@@ -32,6 +32,17 @@ Check = Callable[[Sequence[Image.Image]], Sequence[bool]]
 
 Preview = Callable[[int, int, list[Image.Image]], None]
 """preview(first, done, images): after each step, what pictures first, first + 1 ... head for."""
+
+
+class Plan(Protocol):
+    """What computes in place of a model's own U-Net and decoder, `engine.drawing.DrawingPlan` for one."""
+
+    @property
+    def prepare(self) -> Prepare:
+        """As in `DiffusionModel`."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """As `StableDiffusion.decode_image`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +97,13 @@ def draw(
     progress: Progress = silent,
     preview: Preview | None = None,
     check: Check | None = None,
+    plan: Plan | None = None,
 ) -> list[Drawn]:
     """A picture for each seed, of the one prompt or of one prompt each.
 
     init: a picture to start from; with mask, white where to paint, the rest of it stays as it is, pixel by pixel. edit: the
-    picture that an instruction is about, for models of that kind. start: noise (B, C, h, w) in place of the seeds'.
+    picture that an instruction is about, for models of that kind. start: noise (B, C, h, w) in place of the seeds'. plan:
+    of this very model.
     Raises ConfigError if the model cannot do what is asked, DatasetError for unfit pictures, NonFiniteError.
     """
     how, module, c = how or Drawing(), loaded.module, loaded.config
@@ -102,8 +115,9 @@ def draw(
             "prompts", why=f"are {len(texts)}, and seeds {len(seeds)}", hint="give one prompt, or as many"
         )
     sheet = canvas(c.task, usual=c.image_size, width=how.width, height=how.height, init=init, mask=mask, edit=edit)
+    decode = module.decode_image if plan is None else plan.decode
     latents = generate(
-        diffusion_model(module),
+        diffusion_model(module, plan),
         _guidance(loaded, texts, how, sheet),
         how.sampling,
         seeds=seeds,
@@ -113,10 +127,10 @@ def draw(
         device=next(module.parameters()).device,
         batch_size=batch_size,
         progress=progress,
-        preview=None if preview is None else lambda first, done, x0: preview(first, done, _images(module, x0)),
+        preview=None if preview is None else lambda first, done, x0: preview(first, done, _images(module, decode, x0)),
     )
     parts = [latents[first : first + batch_size] for first in range(0, len(latents), batch_size)]
-    images = [sheet.restore(image) for part in parts for image in _images(module, part)]
+    images = [sheet.restore(image) for part in parts for image in _images(module, decode, part)]
     facts = _facts(loaded, how, sheet)
     drawn = [
         Drawn(image, {**facts, "prompt": texts[number % len(texts)], "seed": seed}, False)
@@ -139,10 +153,10 @@ def drawing_of(facts: Mapping[str, Any]) -> Drawing:
     return from_dict(Drawing, {**values, "sampling": from_dict(ImageSampling, values["sampling"])})
 
 
-def diffusion_model(module: StableDiffusion) -> DiffusionModel:
+def diffusion_model(module: StableDiffusion, plan: Plan | None = None) -> DiffusionModel:
     """What samplers ask."""
-    c = module.config
-    return DiffusionModel(module.unet, c.schedule, c.prediction, next(module.unet.parameters()).dtype)
+    c, prepare = module.config, None if plan is None else plan.prepare
+    return DiffusionModel(module.unet, c.schedule, c.prediction, next(module.unet.parameters()).dtype, prepare)
 
 
 def _encoded(module: StableDiffusion, pixels: Tensor) -> Tensor:
@@ -190,8 +204,8 @@ def _strength(how: Drawing, sheet: Canvas) -> float:
     return how.strength if how.strength is not None else 0.8 if sheet.mask is None else 1.0
 
 
-def _images(module: StableDiffusion, latents: Tensor) -> list[Image.Image]:
-    pixels = module.decode_image(latents.to(next(module.vae.parameters()).dtype))
+def _images(module: StableDiffusion, decode: Callable[[Tensor], Tensor], latents: Tensor) -> list[Image.Image]:
+    pixels = decode(latents.to(next(module.vae.parameters()).dtype))
     if not pixels.isfinite().all():
         raise NonFiniteError("drawing", why="the model gave what are no numbers", hint="load it in float32 or bfloat16")
     return to_images(pixels)

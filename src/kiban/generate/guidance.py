@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kiban.errors import ConfigError
-from kiban.generate.denoiser import DiffusionModel
+from kiban.generate.denoiser import DiffusionModel, Predictor
 
 Condition = Mapping[str, Tensor]
 
@@ -41,17 +41,28 @@ class Guidance:
 
     def __call__(self, model: DiffusionModel, x: Tensor, timesteps: Tensor) -> Tensor:
         """(B, C, H, W), (B,) to (B, C', H, W) float32."""
+        return self.told(model, len(x))(x, timesteps)
+
+    def told(self, model: DiffusionModel, num_images: int) -> Predictor:
+        """The same for any number of steps of so many images; what the conditions alone decide is done once."""
         asked = [(weight, condition) for weight, condition in zip(self.weights, self.conditions) if weight]
-        joined = _joined([condition for _, condition in asked], len(x))
+        joined = _joined([condition for _, condition in asked], num_images)
         channels = joined.pop("channels", None)
-        inputs = x.to(model.dtype).repeat(len(asked), 1, 1, 1)  # (number asked * B, C, H, W)
-        if channels is not None:
-            inputs = torch.cat((inputs, channels.to(model.dtype)), dim=1)
-        outputs = model.network(inputs, timesteps.repeat(len(asked)), **joined).float().chunk(len(asked))
-        if len(asked) == 1 and asked[0][0] == 1:
-            return outputs[0]
-        guided = sum((weight * output for (weight, _), output in zip(asked, outputs)), start=torch.zeros_like(x))
-        return _rescaled(guided, outputs[0], self.rescale) if self.rescale else guided
+        # Further channels may differ between the conditions; without them all are asked of the same x.
+        predict = model.told(joined, times=len(asked) if channels is None else 1)
+
+        def guided(x: Tensor, timesteps: Tensor) -> Tensor:
+            inputs = x.to(model.dtype)
+            if channels is not None:
+                inputs = torch.cat((inputs.repeat(len(asked), 1, 1, 1), channels.to(model.dtype)), dim=1)
+                timesteps = timesteps.repeat(len(asked))
+            outputs = predict(inputs, timesteps).float().chunk(len(asked))
+            if len(asked) == 1 and asked[0][0] == 1:
+                return outputs[0]
+            mixed = sum((weight * output for (weight, _), output in zip(asked, outputs)), start=torch.zeros_like(x))
+            return _rescaled(mixed, outputs[0], self.rescale) if self.rescale else mixed
+
+        return guided
 
 
 def plain(condition: Condition) -> Guidance:

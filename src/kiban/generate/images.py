@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,17 +23,20 @@ Preview = Callable[[int, int, Tensor], None]
 class ImageSampling:
     """How images are computed. spacing of timesteps None: as the sampler is used with Stable Diffusion.
 
-    karras: noise levels as in Karras et al. 2022, for euler, euler-a, heun and dpm++2m. eta: noise that ddim adds, 0 to 1.
+    karras: noise levels as in Karras et al. 2022, for euler, euler-a, heun and dpm++2m; None: for dpm++2m alone, whose last
+    step is long without, unless spacing is given. eta: noise that ddim adds, 0 to 1.
     """
 
     sampler: str = "dpm++2m"
     num_steps: int = 25
-    karras: bool = False
+    karras: bool | None = None
     spacing: Spacing | None = None
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        check(self.sampler, self.num_steps, spacing=self.spacing, karras=self.karras)
+        if self.karras is None:  # settled here, so that records of a picture tell which it was
+            object.__setattr__(self, "karras", self.sampler == "dpm++2m" and self.spacing is None)
+        check(self.sampler, self.num_steps, spacing=self.spacing, karras=bool(self.karras))
         if not 0 <= self.eta <= 1:
             raise ConfigError("images", field="eta", why=f"{self.eta} is not between 0 and 1")
         if self.eta and self.sampler != "ddim":
@@ -123,7 +125,8 @@ def generate(
     if not seeds or batch_size < 1:
         field = "batch_size" if seeds else "seeds"
         raise ConfigError("images", field=field, why="there has to be at least one")
-    steps = plan(model.schedule, sampling.sampler, sampling.num_steps, spacing=sampling.spacing, karras=sampling.karras)
+    karras = bool(sampling.karras)
+    steps = plan(model.schedule, sampling.sampler, sampling.num_steps, spacing=sampling.spacing, karras=karras)
     steps = source.steps(steps) if source else steps
     total = len(steps) * -(-len(seeds) // batch_size)
     images: list[Tensor] = []
@@ -132,7 +135,7 @@ def generate(
         noise = Noise(seeds[some], shape, device)
         drawn = noise() if start is None else start[some].to(device, torch.float32)
         part = source.rows(some, device) if source else None
-        denoise = denoiser(partial(guidance.rows(some), model), model.prediction)
+        denoise = denoiser(guidance.rows(some).told(model, len(drawn)), model.prediction)
         x = steps.scale * drawn
         if part is not None:
             x, denoise = part.begin(drawn, steps), part.wrap(denoise)
@@ -156,7 +159,7 @@ def invert_latents(
     """
     steps = plan(model.schedule, "ddim", num_steps)
     x: Tensor = latents.float() * (1 + steps.sigmas[-1] ** 2) ** 0.5
-    denoise = denoiser(partial(guidance, model), model.prediction)
+    denoise = denoiser(guidance.told(model, len(x)), model.prediction)
     for done, state in enumerate(invert(denoise, x, steps), 1):
         x = state.x
         progress("inversion", done, len(steps))
