@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+import kiban
 from common import RESULTS, finish, table
 from kiban import zoo
 from kiban.adopt.strategies import strategy
@@ -29,7 +30,7 @@ from kiban.adopt.strategies.base import Candidate, Job, Predictor, Rows, Task
 from kiban.data.pairs import Pair, read_pairs
 from kiban.evaluate.statistics import mean_interval
 from kiban.evaluate.zero_shot import embed_images, embed_texts
-from kiban.generate.draw import Drawing, draw
+from kiban.generate.draw import Drawing
 from kiban.generate.images import ImageSampling
 from kiban.inputs.image import read_image
 from kiban.recipes.image_text import name_ranks
@@ -48,8 +49,8 @@ def main() -> None:
     parser.add_argument("what", choices=["clip", "draw"])
     parser.add_argument("--clip", default="kiban-clip-emoji", help="catalogue name or folder")
     parser.add_argument("--model", default="kiban-sd-emoji", help="what draws: catalogue name or folder")
-    parser.add_argument("--guidance", nargs="*", type=float, default=[1.0, 2.0, 4.0, 7.5], help="scales to draw with")
-    parser.add_argument("--judge-steps", type=int, default=1_500, help="of the network that tells groups")
+    parser.add_argument("--guidance", nargs="*", type=float, default=[1.0, 4.0], help="scales to draw with")
+    parser.add_argument("--judge-steps", type=int, default=600, help="of the network that tells groups")
     parser.add_argument("--grid", type=Path, help="PNG of drawn pictures beside real ones")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/emoji-clip.json or emoji-draw.json")
@@ -92,7 +93,7 @@ def chance(own: Any, k: int, of: int, way: str) -> float:
 
 def drawing(clip: zoo.Loaded, options: argparse.Namespace) -> dict[str, Any]:
     """CLIP-score and judged groups of pictures of held-out and of trained concepts, over guidance scales."""
-    model = zoo.load(options.model)
+    model = kiban.load(options.model)
     real = list(read_pairs(EMOJI / "new-concepts"))
     asked = one_each(real)
     trained = one_each(list(read_pairs(EMOJI / "train")))
@@ -109,7 +110,7 @@ def drawing(clip: zoo.Loaded, options: argparse.Namespace) -> dict[str, Any]:
                     print(table(rows[-1:]), flush=True)
     groups = np.bincount([labels.index(pair.row["group_en"]) for pair in asked], minlength=len(labels))
     if options.grid:
-        grid(model, asked, options.guidance[-2], options.grid)
+        grid(model, asked, options.guidance[-1], options.grid)
     facts = {"concepts": len(asked), "seeds": len(SEEDS), "largest_group": float(groups.max() / groups.sum())}
     return {**facts, "drawing": rows}
 
@@ -135,7 +136,7 @@ def judge_of(pairs: Sequence[Pair], steps: int, scratch: Path) -> tuple[Predicto
     return strategy("small_cnn").fit(job).predictor, labels
 
 
-def drawn_from(model: zoo.Loaded, pairs: Sequence[Pair], lang: str, scale: float, folder: Path) -> list[Path]:
+def drawn_from(model: kiban.Model, pairs: Sequence[Pair], lang: str, scale: float, folder: Path) -> list[Path]:
     """A PNG for each pair and seed, drawn from its name."""
     folder.mkdir(parents=True)
     names = [pair.captions[lang][0] for pair in pairs for _ in SEEDS]
@@ -146,10 +147,10 @@ def drawn_from(model: zoo.Loaded, pairs: Sequence[Pair], lang: str, scale: float
     return paths
 
 
-def pictures(model: zoo.Loaded, names: Sequence[str], scale: float, seeds: Sequence[int]) -> list[Image.Image]:
+def pictures(model: kiban.Model, names: Sequence[str], scale: float, seeds: Sequence[int]) -> list[Image.Image]:
     """A picture of each name."""
-    how = Drawing(guidance_scale=scale, sampling=ImageSampling(sampler="dpm++2m", num_steps=20, karras=True))
-    return [drawn.image for drawn in draw(model, names, how, seeds=seeds, batch_size=32)]
+    how = Drawing(guidance_scale=scale, sampling=ImageSampling(num_steps=20))
+    return [drawn.image for drawn in model.draw(names, how, seeds=seeds, batch_size=32)]
 
 
 def row(
@@ -181,7 +182,7 @@ def row(
     return found
 
 
-def grid(model: zoo.Loaded, asked: Sequence[Pair], scale: float, path: Path) -> None:
+def grid(model: kiban.Model, asked: Sequence[Pair], scale: float, path: Path) -> None:
     """Rows of held-out names in both languages: a real picture, three drawn from the Japanese, three from the English."""
     import matplotlib
     from matplotlib import font_manager

@@ -74,5 +74,13 @@ class ModelNotFoundError(KibanError):
     """No catalogue entry, folder or file answers to this name."""
 
 
+class BusyError(KibanError):
+    """A queue is full, or a server is closing; asking again later may work. retry_after: seconds to wait."""
+
+    def __init__(self, what: str, *, retry_after: float = 1.0, why: str = "", hint: str = "") -> None:
+        super().__init__(what, why=why, hint=hint)
+        self.retry_after = retry_after
+
+
 class RequirementError(KibanError):
     """A requirement such as `p95<300ms` cannot be read."""

@@ -8,7 +8,7 @@ stay in float32 whatever the weights are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 from kiban import zoo
 from kiban.engine.packed import Dense, Int4, Int8, Packed, fits_int4, rows_for_kernel
+from kiban.engine.pages import PagedKeys, Part
+from kiban.engine.ragged import Ragged
 from kiban.engine.reordered import Reordered
 from kiban.errors import ConfigError
 from kiban.nn.attention import attend, causal_context
@@ -63,7 +65,7 @@ class DecoderPlan:
             self.layers = [self._layer(block) for block in blocks]
             self.norm = self._scaled(module.norm.weight)
             head = module.head.weight.detach().float()
-            self.head = Int8(head) if weights in ("int8", "int4") else Dense(head.to(self.dtype))
+            self.head = Int8(head, few_rows=self._few_rows) if weights in ("int8", "int4") else self._pack(head)
         self._turns = torch.empty(0)
 
     @staticmethod
@@ -101,30 +103,47 @@ class DecoderPlan:
         allowed, causal, positions = causal_context(
             length, mask=mask, past=past, window=self.config.sliding_window, device=tokens.device
         )
-        turn = self._turn(positions, past + length)
+
+        def mix(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+            q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+            if cache is not None:
+                k, v = cache.append(layer, k, v)
+            return attend(q, k, v, allowed=allowed, causal=causal).transpose(1, 2)
+
+        x = self._hidden(tokens, self._turn(positions, past + length), mix)
+        if cache is not None:
+            cache.advance(length)
+        return self._logits(x[:, -1:] if last_only else x)
+
+    @torch.inference_mode()
+    def step(self, parts: Sequence[Part], keys: PagedKeys) -> Tensor:
+        """New tokens of many answers of different lengths as one row, so that weights are read once for all of them.
+
+        Stores their keys; logits (sum of num_logits, V) float32, in the order of parts.
+        """
+        ragged = Ragged(parts, keys, window=self.config.sliding_window)
+        x = self._hidden(ragged.tokens, self._turn(ragged.positions, ragged.longest), ragged.attend)
+        return self._logits(x[0, ragged.rows]) if ragged.rows else torch.empty(0, self.config.vocab_size)
+
+    def _hidden(self, tokens: Tensor, turn: Tensor, mix: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> Tensor:
+        """States (B, T, D) before the final norm. mix: attention by queries, keys, values (B, T, H or Hkv, Dh), layer."""
+        c = self.config
+        both = c.num_heads + c.num_kv_heads
         x = F.embedding(tokens, self.table).float()  # (B, T, D)
         for number, layer in enumerate(self.layers):
             h = layer.qkv(self._normed(x, layer.norm1)).float()
-            x = x + layer.out(self._attend(h, number, turn, allowed, causal, cache).to(self.dtype))
+            h = h.view(*h.shape[:2], -1, c.head_dim // 2, 2)  # (B, T, H + 2 Hkv, Dh / 2, 2)
+            turned = torch.view_as_real(torch.view_as_complex(h[:, :, :both]) * turn).flatten(3)
+            q, k = torch.split(turned, [c.num_heads, c.num_kv_heads], dim=2)  # (B, T, H, Dh), (B, T, Hkv, Dh)
+            mixed = mix(q, k, h[:, :, both:].flatten(3), number)  # (B, T, H, Dh)
+            x = x + layer.out(mixed.flatten(2).to(self.dtype))
             gate, up = layer.gate_up(self._normed(x, layer.norm2)).chunk(2, -1)
             x = x + layer.down(F.silu(gate).mul_(up))
-        if cache is not None:
-            cache.advance(length)
-        return self.head(self._normed(x[:, -1:] if last_only else x, self.norm)).float()
+        return x
 
-    def _attend(
-        self, h: Tensor, number: int, turn: Tensor, allowed: Tensor | None, causal: bool, cache: KVCache | None
-    ) -> Tensor:
-        """h: (B, T, (H + 2 Hkv) Dh), queries, keys and values side by side. Out: (B, T, H Dh)."""
-        c = self.config
-        h = h.view(*h.shape[:2], -1, c.head_dim // 2, 2)  # (B, T, H + 2 Hkv, Dh / 2, 2)
-        both = c.num_heads + c.num_kv_heads
-        turned = torch.view_as_real(torch.view_as_complex(h[:, :, :both]) * turn).flatten(3).transpose(1, 2)
-        q, k = turned[:, : c.num_heads], turned[:, c.num_heads :]  # (B, H, T, Dh), (B, Hkv, T, Dh)
-        v = h[:, :, both:].flatten(3).transpose(1, 2)
-        if cache is not None:
-            k, v = cache.append(number, k, v)
-        return attend(q, k, v, allowed=allowed, causal=causal).transpose(1, 2).flatten(2)
+    def _logits(self, x: Tensor) -> Tensor:
+        """States (..., D) to logits (..., V) float32."""
+        return self.head(self._normed(x, self.norm)).float()
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMSNorm; three small operations instead of six. |(|x|, sqrt(D eps))| = sqrt(D) sqrt(mean(x^2) + eps)."""
@@ -151,13 +170,13 @@ class DecoderPlan:
             dense = Dense if self.weights == "fp32" else Reordered
             return lambda weight, bias=None: dense(weight.to(self.dtype), None if bias is None else bias.to(self.dtype))
         kind: type[Int4 | Int8] = Int4 if self.weights == "int4" and fits_int4(sample) else Int8
-        few_rows = None if copy is False else rows_for_kernel(kind(sample, few_rows=1))
-        if copy and few_rows is None:
-            few_rows = 8
+        self._few_rows = None if copy is False else rows_for_kernel(kind(sample, few_rows=1))
+        if copy and self._few_rows is None:
+            self._few_rows = 8
 
         def pack(weight: Tensor, bias: Tensor | None = None) -> Packed:
             fitting = kind if kind is Int8 or fits_int4(weight) else Int8
-            return fitting(weight, bias, few_rows=few_rows)
+            return fitting(weight, bias, few_rows=self._few_rows)
 
         return pack
 

@@ -37,7 +37,7 @@ class Generation:
     finish_reason: Literal["stop", "length"]
 
 
-class _Row:
+class Row:
     """One answer as it grows."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: list[int], sampling: Sampling) -> None:
@@ -95,7 +95,7 @@ def generate(
     check_lengths(model, prompts, sampling.max_new_tokens)
     if not prompts:
         return []
-    rows = [_Row(tokenizer, prompt, sampling) for prompt in prompts]
+    rows = [Row(tokenizer, prompt, sampling) for prompt in prompts]
     sampler, device = Sampler(sampling, seeds or [sampling.seed] * len(rows)), device_of(model)
     tokens, mask = (t.to(device) for t in pad_batch(prompts, tokenizer.pad_id or 0, side="left"))
     cache = cache_for(model, len(rows), tokens.shape[1] + sampling.max_new_tokens)
@@ -120,7 +120,7 @@ def generate(
 def stream(model: CausalModel, tokenizer: Tokenizer, prompt: list[int], sampling: Sampling) -> Iterator[str]:
     """The answer to one prompt, piece by piece, whole characters only. Raises LimitError as `generate` does."""
     check_lengths(model, [prompt], sampling.max_new_tokens)
-    row, sampler, device = _Row(tokenizer, prompt, sampling), Sampler(sampling, [sampling.seed]), device_of(model)
+    row, sampler, device = Row(tokenizer, prompt, sampling), Sampler(sampling, [sampling.seed]), device_of(model)
     cache = cache_for(model, 1, len(prompt) + sampling.max_new_tokens)
     tokens = torch.tensor([prompt], device=device)
     while row.reason is None:
