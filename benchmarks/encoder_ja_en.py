@@ -29,6 +29,7 @@ from kiban import zoo
 from kiban.adopt.folder import Settings
 from kiban.adopt.job import Look, look
 from kiban.adopt.profile import profile
+from kiban.adopt.sources import open_source
 from kiban.adopt.strategies import strategy
 from kiban.adopt.strategies.base import Candidate, Job, Rows
 from kiban.adopt.strategies.classifier import BATCH_SIZE
@@ -126,7 +127,7 @@ def look_at(name: str, columns: tuple[str, str]) -> Look:
     """What `kiban adopt` starts from, with its split of seed 0."""
     path = EXAMPLES / "data" / f"{name}.csv"
     settings = Settings(source=str(path), source_sha256="", text=columns[0], label=columns[1])
-    return look(settings, read_table(path))
+    return look(settings, open_source(path, text=columns[0], label=columns[1]))
 
 
 def classify(model: str, kind: str, seen: Look, epochs: int) -> dict[str, Any]:
@@ -169,19 +170,19 @@ def cross_validate(options: argparse.Namespace, path: Path) -> None:
         found = profile(table, text, label, seed=0)
         parts = StratifiedGroupKFold(options.folds, shuffle=True, random_state=0)
         seen, answers = look_at(place, SETS[place]), {m: np.zeros(len(found.targets), int) for m in options.models}
-        for number, (rest, test) in enumerate(parts.split(found.texts, found.targets, found.groups)):
+        for number, (rest, test) in enumerate(parts.split(found.inputs, found.targets, found.groups)):
             targets, groups = (np.asarray(values)[rest] for values in (found.targets, found.groups))
             inner = StratifiedGroupKFold(5, shuffle=True, random_state=0).split(rest, targets, groups)
             train, validation = (rest[part] for part in next(iter(inner)))
             rows = tuple(
-                Rows(inputs=[found.texts[i] for i in part], targets=[found.targets[i] for i in part])
+                Rows(inputs=[found.inputs[i] for i in part], targets=[found.targets[i] for i in part])
                 for part in (train, validation, test)
             )
             for model in options.models:
                 told = classify(model, options.only or "linear_head", replace(seen, rows=rows), options.epochs)
                 answers[model][test] = told["answers"]
                 print(place, number, model, told["macro_f1"], f"{told['fit_seconds']} s", flush=True)
-        truth = Rows(inputs=found.texts, targets=found.targets)
+        truth = Rows(inputs=found.inputs, targets=found.targets)
         scored = {
             Path(model).name: {**score(found.targets, given, found.labels), "answers": given.astype(int).tolist()}
             for model, given in answers.items()

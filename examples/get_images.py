@@ -7,9 +7,10 @@
 emoji/ holds 1,644 concepts in seven drawing styles at 64 x 64 pixels, in four parts: train/; new-concepts/, concepts that
 train/ does not show; new-style/, its concepts in a style that it does not show; and new-both/. Each part is a folder of
 PNG and a metadata.jsonl that `kiban.data.pairs` and Hugging Face's imagefolder read. stamps/ holds photographs and
-drawings with whole sentences. Archives are checked against a pinned sha256 (those of Debian by apt), kept in
-examples/cache/archives/, and read member by member: nothing is installed or run. What is there already is not made again;
-delete the folder to renew it. What the pictures are, and their licences: examples/data/IMAGES.md.
+drawings with whole sentences; stamps/test/ has a folder for each of 16 categories, as `kiban adopt` takes it. Archives are
+checked against a pinned sha256 (those of Debian by apt), kept in examples/cache/archives/, and read member by member:
+nothing is installed or run. What is there already is not made again; delete the folder to renew it. What the pictures are,
+and their licences: examples/data/IMAGES.md.
 """
 
 from __future__ import annotations

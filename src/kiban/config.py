@@ -76,6 +76,9 @@ class Family:
     # the JSON files of all of them under their paths, and hf_model_types are class names in model_index.json.
     components: Callable[[Any], tuple[Any, ...]] | None = None
     ldm_names: Callable[[Any], Any] | None = None  # config -> name table of all parts in one file
+    preprocessor: Callable[[Any], dict[str, Any]] | None = (
+        None  # config -> preprocessor_config.json of what reads pictures
+    )
 
 
 def home() -> Path:

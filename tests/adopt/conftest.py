@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from kiban import zoo
 from kiban.adopt.job import Adoption, adopt
 from kiban.adopt.strategies.base import Rows, Task
+from kiban.families.clip import CLIPConfig, TextConfig, VisionConfig
 from kiban.families.llama import Llama, LlamaConfig
+from kiban.inputs.learn.clip_bpe import train_clip_bpe
 from kiban.inputs.tokenizer import Tokenizer
+from kiban.tour import shapes
 
 CLASSES = ("ゲーム", "プログラミング言語", "科学・数学")
 ROWS = 50  # of each class
+SHAPE_CLASSES = ("circle", "cross", "square")
 
 
 @pytest.fixture(scope="session")
@@ -108,3 +115,39 @@ def reference(
         **settings,
     )
     return Reference(run, settings, stages)
+
+
+@pytest.fixture(scope="session")
+def tiny_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random CLIP of one narrow layer a tower that reads 32 x 32 pixels, with a tokenizer."""
+    vision = VisionConfig(num_layers=1, dim=32, num_heads=2, ffn_dim=64, embed_dim=24, image_size=32, patch_size=8)
+    tokenizer = train_clip_bpe(["a photo of a circle and a square", "星の写真"], vocab_size=530)
+    text = TextConfig(
+        num_layers=1, dim=32, num_heads=2, ffn_dim=64, embed_dim=24, vocab_size=tokenizer.vocab_size, max_seq_len=32,
+        eos_id=tokenizer.eos_id,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    loaded = zoo.new(zoo.families()["clip"], CLIPConfig(text=text, vision=vision), "tiny-clip", generator=generator)
+    folder = tmp_path_factory.mktemp("tiny-clip") / "clip"
+    zoo.save(dataclasses.replace(loaded, tokenizer=tokenizer), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 120 shapes, 40 of each class."""
+    folder = tmp_path_factory.mktemp("photos") / "図形"
+    for number in range(40):
+        for name in SHAPE_CLASSES:
+            path = folder / name / f"{number:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shape(name, number).save(path)
+    return folder
+
+
+def shape(name: str, number: int) -> Image.Image:
+    """A picture of 48 pixels: the shape at any place, in three of four cases in a colour of its class."""
+    rng = np.random.default_rng([SHAPE_CLASSES.index(name), number])
+    colour = SHAPE_CLASSES.index(name) if rng.random() < 0.75 else int(rng.integers(0, 6))
+    combination = shapes.Combination(list(shapes.SHAPES).index(name), colour, int(rng.integers(0, 4)))
+    return Image.fromarray(shapes.render(combination, rng, 48))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kiban.adopt.candidates import fetch, list_candidates
-from kiban.adopt.strategies import NAMES, strategy
+from kiban.adopt.strategies import BY_KIND, NAMES, strategy
 from kiban.adopt.strategies.base import Candidate, Task, TaskKind
 from kiban.catalogue.entries import entries
 from kiban.choose import memory
@@ -19,6 +19,7 @@ from kiban.errors import ConfigError, FormatError, ModelNotFoundError
 ENCODER = Traits(reads=frozenset({"text"}), writes=frozenset({"embedding"}), causal=False)
 DECODER = Traits(reads=frozenset({"text"}), writes=frozenset({"text"}), causal=True)
 EYES = Traits(reads=frozenset({"image"}), writes=frozenset({"embedding"}), causal=False)
+BOTH = Traits(reads=frozenset({"text", "image"}), writes=frozenset({"embedding"}), causal=False)
 KINDS: tuple[TaskKind, ...] = ("multi_label", "tagging", "pair", "text_to_text", "image")
 
 
@@ -96,22 +97,51 @@ def test_what_may_not_be_sold_is_left_out_when_that_is_required(task: Task, tiny
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", NAMES)
 def test_other_tasks_are_refused_with_a_reason(task: Task, name: str, kind: TaskKind) -> None:
+    own = next(kind for kind, names in BY_KIND.items() if name in names)
     other = dataclasses.replace(task, kind=kind)
-    for traits in (None, ENCODER, DECODER, EYES):
-        assert strategy(name).refusal(other, traits) == f"not written for {kind} tasks"
-    chosen, skipped = list_candidates(other)
-    assert not chosen and [s.reason for s in skipped] == [f"not written for {kind} tasks"]
+    for traits in (None, ENCODER, DECODER, EYES, BOTH):
+        told = strategy(name).refusal(other, traits)
+        assert kind == own or told == f"not written for {kind} tasks"
+    if kind not in BY_KIND:
+        chosen, skipped = list_candidates(other)
+        assert not chosen and [s.reason for s in skipped] == [f"not written for {kind} tasks"]
 
 
 def test_strategies_ask_traits_and_not_names(task: Task) -> None:
-    takes = {name: [traits for traits in (None, ENCODER, DECODER, EYES) if not strategy(name).refusal(task, traits)]
-             for name in NAMES}  # fmt: skip
-    assert takes["baseline"] == [None, ENCODER, DECODER, EYES]
-    assert takes["linear_head"] == takes["finetune_encoder"] == [ENCODER]
-    assert takes["zero_shot"] == takes["few_shot"] == takes["lora_decoder"] == [DECODER]
+    def takes(task: Task) -> dict[str, list[Traits | None]]:
+        known = (None, ENCODER, DECODER, EYES, BOTH)
+        return {name: [t for t in known if not strategy(name).refusal(task, t)] for name in NAMES}
+
+    texts = takes(task)
+    assert texts["baseline"] == [None, ENCODER, DECODER, EYES, BOTH]
+    assert texts["linear_head"] == texts["finetune_encoder"] == [ENCODER]
+    assert texts["zero_shot"] == texts["few_shot"] == texts["lora_decoder"] == [DECODER]
     assert "reads text" in str(strategy("zero_shot").refusal(task, EYES))
+    pictures = takes(dataclasses.replace(task, kind="image"))
+    assert pictures["image_baseline"] == [None, ENCODER, DECODER, EYES, BOTH] and pictures["small_cnn"] == [None]
+    assert pictures["image_head"] == pictures["image_neighbours"] == [EYES, BOTH]
+    assert pictures["image_zero_shot"] == pictures["image_lora"] == [BOTH]
     with pytest.raises(ConfigError, match="unknown strategy"):
         strategy("gpt")
+
+
+def test_pictures_have_candidates_of_their_own(task: Task, tiny_clip_folder: Path, tiny_bert_folder: Path) -> None:
+    pictures = dataclasses.replace(task, kind="image")
+    models = [str(tiny_clip_folder), str(tiny_bert_folder)]
+    chosen, skipped = list_candidates(pictures, models=models)
+    assert not skipped and [c.id for c in chosen] == [
+        "image_baseline", "image_zero_shot:clip", "image_neighbours:clip", "image_head:clip", "small_cnn", "image_lora:clip",
+    ]  # fmt: skip
+    assert [c.id for c in list_candidates(task, models=models)[0]] == [
+        "baseline", "linear_head:model", "finetune_encoder:model",
+    ]  # fmt: skip
+    some = list_candidates(pictures, models=models, strategies=["image_head"])[0]
+    assert [c.id for c in some] == ["image_baseline", "image_head:clip"]
+    with pytest.raises(ConfigError, match="'linear_head': is for other data"):
+        list_candidates(pictures, strategies=["linear_head"])
+    limit = memory.estimate(sum(p.numel() for p in _module(tiny_clip_folder)), "lora") - 1
+    skipped = list_candidates(pictures, models=models, max_memory=limit)[1]
+    assert [s.candidate.id for s in skipped] == ["image_lora:clip"]
 
 
 def test_weights_that_cannot_be_had_leave_the_others_in_the_race(

@@ -61,7 +61,7 @@ def test_two_points_that_are_not_shown_leave_it_undecided() -> None:
     candidates = [measured("a", 0.88, 50), measured("b", 0.85, 5)]
     found = decision(candidates, more={frozenset("ab"): 340})
     assert (found.verdict, found.id, found.rival, found.label_more) == ("undecided", "b", "a", 340)
-    assert "340 more rows" in found.reason_en and "340行" in found.reason_ja
+    assert "340 more examples" in found.reason_en and "340件" in found.reason_ja
     never = decision(candidates)
     assert never.verdict == "undecided" and never.label_more is None and "None" not in never.reason_en
     assert decision([measured("a", 0.8699, 50), measured("b", 0.85, 5)]).verdict == "decided"

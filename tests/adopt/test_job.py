@@ -19,6 +19,7 @@ from kiban.adopt.folder import Settings
 from kiban.adopt.job import Look, adopt, look, preview, resume
 from kiban.adopt.race import Race
 from kiban.adopt.result import Result
+from kiban.adopt.sources import open_source
 from kiban.data.tables import read_table
 from kiban.errors import BudgetError, ConfigError, DatasetError, IntegrityError, RequirementError
 
@@ -26,7 +27,7 @@ from kiban.errors import BudgetError, ConfigError, DatasetError, IntegrityError,
 def looked(run: Any) -> Look:
     """What the run saw of its data."""
     settings = Settings.read(run.folder)
-    return look(settings, read_table(Path(settings.source)))
+    return look(settings, open_source(Path(settings.source)))
 
 
 def answers(run: Any, id: str) -> dict[str, Any]:

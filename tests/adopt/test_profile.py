@@ -14,9 +14,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from kiban.adopt.classes import MAX_CLASSES, MIN_ROWS, Looked
 from kiban.adopt.findings import SENTENCES, sentence
 from kiban.adopt.noise import doubtful_rows
-from kiban.adopt.profile import MAX_CLASSES, MIN_ROWS, NOISE_LIMIT, Looked, guess_columns, profile
+from kiban.adopt.profile import NOISE_LIMIT, guess_columns, profile
 from kiban.adopt.result import Finding
 from kiban.data.tables import Table, from_frame, read_table
 from kiban.errors import DatasetError
@@ -65,7 +66,7 @@ def test_clean_data_have_no_findings() -> None:
     for rows in (pairs(), pairs(words=ENGLISH, mark=" ")):
         looked = look(rows)
         assert found_in(looked) == {}
-        assert looked.texts == [text for text, _ in rows] and looked.lines == list(range(2, 92))
+        assert looked.inputs == [text for text, _ in rows] and looked.lines == list(range(2, 92))
         assert looked.labels == sorted(WORDS) and [looked.labels[t] for t in looked.targets] == [n for _, n in rows]
         assert looked.groups == list(range(90))
     assert look(pairs()).profile.language == "ja"
@@ -142,6 +143,12 @@ def test_every_finding_has_a_sentence_in_both_languages() -> None:
         "encoding": {"encoding": "cp932"},
         "bad_rows": {"rows": 1, "line": 92},
         "label_noise": {"rows": 3, "percent": 3.0, "examples": [{"line": 5, "label": "甲", "rather": "乙"}]},
+        "bad_pictures": {"rows": 1, "name": "a/b.png"},
+        **{key: {"rows": 2} for key in ("empty_picture_rows", "exact_picture_copies", "near_picture_copies")},
+        "conflicting_pictures": {"groups": 1, "names": ["a/b.png", "c/d.png"]},
+        "small_pictures": {"rows": 1, "side": 32},
+        "long_pictures": {"rows": 1, "times": 3},
+        "class_by_size": {"percent": 97},
     }
     for code in SENTENCES:
         values = extra.get(code) or CASES[code][1]
@@ -206,7 +213,7 @@ def test_numbers_dates_and_truths_are_texts_and_labels() -> None:
     day = datetime.date(2026, 1, 1)
     rows: Pairs = [(i, True) if i % 2 else (day + datetime.timedelta(days=i), False) for i in range(40)]
     looked = look(rows)
-    assert looked.labels == ["False", "True"] and looked.texts[:2] == ["2026-01-01", "1"]
+    assert looked.labels == ["False", "True"] and looked.inputs[:2] == ["2026-01-01", "1"]
 
 
 @pytest.mark.parametrize("column", ["text", "label"])

@@ -16,12 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 import kiban
-from kiban.adopt.strategies import NAMES, load_predictor, strategy
+from kiban.adopt.strategies import BY_KIND, load_predictor, strategy
 from kiban.adopt.strategies.base import Candidate, Job, Predictor, Rows, Task
 from kiban.errors import FormatError, IntegrityError, KibanError
 from kiban.files import write_manifest
 from kiban.weights.folder import write_folder
 
+NAMES = BY_KIND["single_label"]
 ENCODERS, DECODERS = ("linear_head", "finetune_encoder"), ("zero_shot", "few_shot", "lora_decoder")
 LONG = "長い文章です。数学とゲームの話が続きます。" * 60  # more tokens than any of the models takes
 CHILD = """

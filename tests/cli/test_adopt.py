@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kiban.adopt.folder import KINDS, Settings
@@ -174,3 +175,45 @@ def test_an_interrupt_says_how_to_go_on(small_table: Path, tmp_path: Path, tiny_
         child.kill()
     assert child.returncode == 130, errors
     assert f"kiban adopt --resume '{folder}'" in errors and "Traceback" not in errors
+
+
+@pytest.fixture
+def few_photos(tmp_path: Path) -> Path:
+    """40 pictures of two colours."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        for name, colour in (("赤", (200, 40, 40)), ("青", (40, 60, 200))):
+            path = tmp_path / "写真" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise = rng.integers(-40, 41, (6, 6, 3)) + np.array(colour)
+            Image.fromarray(noise.clip(0, 255).astype(np.uint8)).resize((40, 40)).save(path)
+    return tmp_path / "写真"
+
+
+def test_a_folder_of_pictures_is_adopted_and_used(
+    kiban: Callable,  # type: ignore[type-arg]
+    few_photos: Path,
+    tmp_path: Path,
+) -> None:
+    command = ("adopt", str(few_photos), "--strategies", "image_baseline", "--models", "none", "--lang", "ja")
+    assert "none" in kiban(*command, "--dry-run").err, "no model has this name"
+    command = ("adopt", str(few_photos), "--strategies", "small_cnn", "--steps", "2")
+    looked = kiban(*command, "--dry-run", "--lang", "ja")
+    assert "画像 40 枚、2 クラス" in looked.out and "small_cnn" in looked.out and "image_baseline" in looked.out
+    assert "Data: 40 pictures, 2 classes" in kiban(*command, "--dry-run").out
+    said = kiban(*command, "--out", str(tmp_path / "run"), "--lang", "en")
+    assert said.code == 0, said.err
+    assert "★" in said.out and (tmp_path / "run" / "final" / "kiban.json").exists()
+    picture = few_photos / "青" / "3.png"
+    told = kiban("run", str(tmp_path / "run"), str(picture), "--json")
+    assert told.code == 0 and set(json.loads(told.out)) == {"赤", "青"}
+    assert max(json.loads(told.out).items(), key=lambda item: item[1])[0] == "青"
+    assert "青" in kiban("run", str(tmp_path / "run"), str(picture)).out.splitlines()[0]
+    lost = kiban("run", str(tmp_path / "run"), "nowhere.png")
+    assert lost.code == 1 and "no such file" in lost.err and lost.err.count("\n") == 1
+
+
+def test_help_tells_of_pictures(kiban: Callable) -> None:  # type: ignore[type-arg]
+    assert "kiban adopt photos/" in kiban("adopt", "--help").out

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,6 +27,7 @@ from kiban.families.clip import (
     TextTower,
     VisionConfig,
 )
+from kiban.inputs.image import clip_pixels
 from kiban.weights import clip_config, clip_names
 from kiban.weights.names import to_ours, to_published
 from kiban.zoo.open_clip import load_open_clip, read_openai, save_open_clip
@@ -121,6 +124,7 @@ def test_a_folder_of_ours_gives_the_same_outputs_in_transformers(
     tmp_path: Path, eos_id: int | None, quick: bool
 ) -> None:
     import transformers
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     c = config(eos_id=eos_id, quick=quick)
     model = clip(c)
@@ -130,6 +134,9 @@ def test_a_folder_of_ours_gives_the_same_outputs_in_transformers(
     )
     assert not told["missing_keys"] and not told["unexpected_keys"]
     same_outputs(model, theirs.eval())
+    processor = CLIPImageProcessorPil.from_pretrained(tmp_path / "model")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
+    assert np.array_equal(processor(picture)["pixel_values"][0], clip_pixels(picture, size=c.vision.image_size))
 
 
 @torch.no_grad()

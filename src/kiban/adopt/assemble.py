@@ -26,6 +26,7 @@ from kiban.adopt.result import (
     Result,
 )
 from kiban.adopt.strategies.base import Candidate
+from kiban.adopt.thumbnails import thumbnail
 from kiban.choose.cost import Prices, cost_per_thousand
 from kiban.choose.requirements import Requirement
 from kiban.evaluate.curves import fit_learning_curve, rows_needed
@@ -154,10 +155,11 @@ def _mistakes(look: Look, probabilities: NDArray[np.float64], truth: NDArray[np.
     return tuple(
         Mistake(
             row=look.test_lines[i],
-            text=str(look.rows[2].inputs[i]),
+            text=look.test_names[i],
             truth=look.task.labels[truth[i]],
             predicted=look.task.labels[predicted[i]],
             confidence=float(confidence[i]),
+            picture=thumbnail(look.rows[2].inputs[i]) if look.task.kind == "image" else "",
         )
         for i in wrong[:MAX_MISTAKES]
     )

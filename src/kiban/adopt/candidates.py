@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from kiban import zoo
-from kiban.adopt.strategies import NAMES, strategy
+from kiban.adopt.strategies import BASELINES, BY_KIND, NAMES, strategy
 from kiban.adopt.strategies.base import Candidate, Task
 from kiban.catalogue.entries import Entry, entries, find
 from kiban.catalogue.pull import pull
 from kiban.choose import memory
-from kiban.config import Progress, Traits, silent
+from kiban.config import Progress, Traits, did_you_mean, silent
 from kiban.errors import ConfigError, KibanError
 from kiban.weights.gguf import read_gguf
 from kiban.weights.safetensors import check_header
 
-WAYS: dict[str, memory.Way] = {"finetune_encoder": "full", "lora_decoder": "lora"}  # other strategies only load
+# Other strategies only load.
+WAYS: dict[str, memory.Way] = {"finetune_encoder": "full", "lora_decoder": "lora", "image_lora": "lora"}
+# Of what is learned without a model: that of the library, or of this one.
+LICENCES = {"baseline": "BSD-3-Clause", "image_baseline": "BSD-3-Clause", "small_cnn": "Apache-2.0"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +57,25 @@ def list_candidates(
     """
     chosen: list[Candidate] = []
     skipped: list[Skipped] = []
+    known = BY_KIND.get(task.kind, BY_KIND["single_label"])
     check_names((), strategies)  # the models are looked up below
-    baseline = Candidate(strategy="baseline", model=None, licence="BSD-3-Clause", commercial_use=True)
-    refused = strategy("baseline").refusal(task, None)
-    if refused:
-        skipped.append(Skipped(candidate=baseline, reason=refused))
-    else:
-        chosen.append(baseline)
+    for kind in strategies or ():
+        if kind not in known:
+            raise ConfigError("strategies", field=kind, why="is for other data", hint=did_you_mean(kind, known))
+    for kind in known:
+        if kind not in BASELINES and strategies and kind not in strategies:
+            continue
+        alone = Candidate(strategy=kind, model=None, licence=LICENCES.get(kind, "unknown"), commercial_use=True)
+        refused = strategy(kind).refusal(task, None)
+        if not refused:
+            chosen.append(alone)
+        elif kind in BASELINES:
+            skipped.append(Skipped(candidate=alone, reason=refused))
     usual = [entry.name for entry in entries().values() if entry.tuning and not entry.opt_in]
     named = usual if models is None else list(dict.fromkeys(models))
     for name in named:
         entry, traits = _look_up(name)
-        for kind in NAMES[1:]:
+        for kind in known[1:]:
             if strategies and kind not in strategies:
                 continue
             licence = entry.licence if entry else "unknown"

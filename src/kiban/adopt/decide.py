@@ -133,8 +133,8 @@ def _cheaper(c: CandidateResult, leader: CandidateResult) -> Recommendation:
 
 
 def _undecided(c: CandidateResult, rival: CandidateResult, more: int | None) -> Recommendation:
-    ja = f"あと約{more:,}行ラベルを付けると" if more else "ラベルを増やすと"
-    en = f"label about {more:,} more rows" if more else "label more rows"
+    ja = f"あと約{more:,}件ラベルを付けると" if more else "ラベルを増やすと"
+    en = f"label about {more:,} more examples" if more else "label more examples"
     return Recommendation(
         verdict="undecided",
         id=c.id,

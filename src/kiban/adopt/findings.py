@@ -38,11 +38,11 @@ SENTENCES: dict[str, tuple[Callable[[Values], str], Callable[[Values], str]]] = 
     ),
     "rare_classes": (
         lambda v: (
-            f"{v['least']}行未満のクラスが{v['count']}個（{_list(v['classes'], '、')}）あり、計{v['rows']}行を除外しました。"
+            f"{v['least']}件未満のクラスが{v['count']}個（{_list(v['classes'], '、')}）あり、計{v['rows']}件を除外しました。"
         ),
         lambda v: (
-            f"{v['count']} classes have fewer than {v['least']} rows ({_list(v['classes'], ', ')}); "
-            f"their {v['rows']} rows were left out."
+            f"{v['count']} classes have fewer than {v['least']} examples ({_list(v['classes'], ', ')}); "
+            f"their {v['rows']} examples were left out."
         ),
     ),
     "encoding": (
@@ -59,11 +59,11 @@ SENTENCES: dict[str, tuple[Callable[[Values], str], Callable[[Values], str]]] = 
     ),
     "imbalance": (
         lambda v: (
-            f"クラスの偏りが大きく、「{v['most']}」は{v['most_rows']}行、「{v['least']}」は{v['least_rows']}行です。"
+            f"クラスの偏りが大きく、「{v['most']}」は{v['most_rows']}件、「{v['least']}」は{v['least_rows']}件です。"
             "少ないクラスも同じ重みで測るため、macro-F1で比べます。"
         ),
         lambda v: (
-            f"Classes are uneven: {v['most']!r} has {v['most_rows']} rows, {v['least']!r} has {v['least_rows']}. "
+            f"Classes are uneven: {v['most']!r} has {v['most_rows']} examples, {v['least']!r} has {v['least_rows']}. "
             "Candidates are compared by macro-F1, which weighs them the same."
         ),
     ),
@@ -96,6 +96,48 @@ SENTENCES: dict[str, tuple[Callable[[Values], str], Callable[[Values], str]]] = 
             f"{v['percent']}%の行で、ラベルの語が本文にそのまま現れます。運用時の本文でも同じか確かめてください。"
         ),
         lambda v: f"In {v['percent']}% of rows the text contains the label itself; check that it will when in use.",
+    ),
+    "bad_pictures": (
+        lambda v: f"読めない画像が{v['rows']}枚あり（最初は {v['name']}）、quarantine.jsonl に分けました。",
+        lambda v: f"{v['rows']} pictures could not be read (the first: {v['name']}); they are in quarantine.jsonl.",
+    ),
+    "empty_picture_rows": (
+        lambda v: f"パスかラベルが空の行が{v['rows']}行あり、除外しました。",
+        lambda v: f"{v['rows']} rows have no path or no label and were left out.",
+    ),
+    "exact_picture_copies": (
+        lambda v: f"ほかと同じ画像が{v['rows']}枚あります。学習側とテスト側に分かれないようにしました。",
+        lambda v: f"{v['rows']} pictures are copies of another; copies were kept on one side of the split.",
+    ),
+    "near_picture_copies": (
+        lambda v: f"ほかとほぼ同じ画像が{v['rows']}枚あります。学習側とテスト側に分かれないようにしました。",
+        lambda v: f"{v['rows']} pictures nearly equal another; they were kept on one side of the split.",
+    ),
+    "conflicting_pictures": (
+        lambda v: f"同じ画像に違う区分が付いた組が{v['groups']}組あります（例: {_list(v['names'], '、')}）。",
+        lambda v: f"{v['groups']} groups of like pictures carry different classes (e.g. {_list(v['names'], ', ')}).",
+    ),
+    "small_pictures": (
+        lambda v: f"短い辺が{v['side']}ピクセル未満の画像が{v['rows']}枚あります。細部は見分けられません。",
+        lambda v: f"{v['rows']} pictures are less than {v['side']} pixels wide or high; details cannot be told.",
+    ),
+    "long_pictures": (
+        lambda v: (
+            f"縦横比が{v['times']}倍以上の画像が{v['rows']}枚あります。モデルは中央の正方形だけを見ることがあります。"
+        ),
+        lambda v: (
+            f"{v['rows']} pictures are {v['times']} times as long as wide, or more; some models see the middle only."
+        ),
+    ),
+    "class_by_size": (
+        lambda v: (
+            f"画像の大きさだけで{v['percent']}%の区分が当たります。区分ごとに集め方が違うと、"
+            "モデルがその違いを覚えてしまいます。"
+        ),
+        lambda v: (
+            f"The size alone tells the class of {v['percent']}% of the pictures; if classes were collected differently, "
+            "models may learn that instead."
+        ),
     ),
     "label_noise": (
         lambda v: f"ラベルの誤りが疑われる行が{v['rows']}行（{v['percent']}%）あります（{_examples_ja(v)}）。",

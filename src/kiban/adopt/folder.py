@@ -48,7 +48,7 @@ class Settings:
 
     source: str
     source_sha256: str
-    text: str
+    text: str  # columns; "" for a folder of pictures
     label: str
     require: str = ""
     seconds: float | None = 600.0
@@ -65,14 +65,8 @@ class Settings:
     @property
     def command(self) -> str:
         """The command line that repeats the run."""
-        words = [
-            "kiban adopt",
-            shlex.quote(self.source),
-            "--text",
-            shlex.quote(self.text),
-            "--label",
-            shlex.quote(self.label),
-        ]
+        words = ["kiban adopt", shlex.quote(self.source)]
+        words += ["--text", shlex.quote(self.text), "--label", shlex.quote(self.label)] if self.text else []
         words += ["--time", f"{self.seconds:g}s"] if self.steps is None else ["--steps", str(self.steps)]
         words += ["--require", shlex.quote(self.require)] if self.require else []
         words += ["--max-memory", f"{self.max_memory}B"] if self.max_memory else []

@@ -15,21 +15,20 @@ from kiban import __version__
 from kiban.adopt.assemble import assemble
 from kiban.adopt.budget import Budget
 from kiban.adopt.candidates import Skipped, check_names, fetch, list_candidates
-from kiban.adopt.folder import Settings, alone, environment, keep_frame, new_folder, sha256_of
+from kiban.adopt.folder import Settings, alone, environment, keep_frame, new_folder
 from kiban.adopt.model import AdoptedModel
-from kiban.adopt.profile import guess_columns, profile
 from kiban.adopt.race import Race
 from kiban.adopt.report import write_report
 from kiban.adopt.report.card import model_card
 from kiban.adopt.report.formats import Lang
 from kiban.adopt.result import CandidateResult, Profile, Result, Splits
+from kiban.adopt.sources import Source, open_source
 from kiban.adopt.split import split
 from kiban.adopt.strategies import load_predictor
 from kiban.adopt.strategies.base import Candidate, Rows, Task
 from kiban.choose.cost import Prices
 from kiban.choose.requirements import Requirement, parse
 from kiban.config import Progress, from_dict, silent
-from kiban.data.tables import Table, read_table
 from kiban.errors import ConfigError, DatasetError, IntegrityError
 
 MAX_TEST_ROWS = 2000  # more narrow the intervals little and cost every candidate time
@@ -81,13 +80,14 @@ def adopt(
     log: Callable[[str], None] = lambda line: None,
     **settings: Any,
 ) -> Adoption:
-    """Try the ways to adopt foundation models for a labelled table, measure them, recommend one and leave it ready.
+    """Try the ways to adopt foundation models for labelled data, measure them, recommend one and leave it ready.
 
-    table: path of a CSV, TSV, JSONL or Parquet file, or a pandas or polars frame. text, label: columns; guessed if
-    unambiguous. require: "p95<300ms, cost<50円/1k" or {"p95_ms": 300}. seconds bounds the race, or steps the longest
-    fit. settings: the other fields of `Settings`. Raises DatasetError for data that cannot be used.
+    table: path of a CSV, TSV, JSONL or Parquet file, a pandas or polars frame, or a folder of pictures with a folder for
+    each class. text, label: columns; guessed if unambiguous; that of texts may hold paths of pictures. require:
+    "p95<300ms, cost<50円/1k" or {"p95_ms": 300}. seconds bounds the race, or steps the longest fit. settings: the other
+    fields of `Settings`. Raises DatasetError for data that cannot be used.
     """
-    name = "frame" if not isinstance(table, str | Path) else Path(table).stem
+    name = "frame" if not isinstance(table, str | Path) else Path(table).resolve().stem
     folder = Path(out) if out else new_folder(name)
     if (folder / "config.yaml").exists():
         raise ConfigError(folder, why="holds a run already", hint="choose another --out, or continue it with --resume")
@@ -96,7 +96,8 @@ def adopt(
         raise ConfigError(folder, why="is not empty", hint="choose another --out; kiban never overwrites")
     source = Path(table) if isinstance(table, str | Path) else keep_frame(table, folder)
     settings |= {"seconds": seconds, "steps": steps}
-    resolved, data = _resolve(source, text, label, require, settings, quarantine=folder / "quarantine.jsonl")
+    quarantine = folder / "quarantine.jsonl"
+    resolved, data = _resolve(source, text, label, require, settings, quarantine=quarantine, progress=progress)
     folder.mkdir(parents=True, exist_ok=True)
     resolved.save(folder)
     return _run(folder, resolved, data, progress, log)
@@ -112,7 +113,7 @@ def preview(
     **settings: Any,
 ) -> Look:
     """What `adopt` would start from: the data's profile, the split and the candidates. Writes nothing."""
-    resolved, data = _resolve(Path(table), text, label, require, settings, quarantine=None)
+    resolved, data = _resolve(Path(table), text, label, require, settings, quarantine=None, progress=progress)
     return look(resolved, data, progress=progress)
 
 
@@ -124,17 +125,24 @@ def _resolve(
     settings: Mapping[str, Any],
     *,
     quarantine: Path | None,
-) -> tuple[Settings, Table]:
-    """Settings with nothing left open, and the table."""
+    progress: Progress,
+) -> tuple[Settings, Source]:
+    """Settings with nothing left open, and the data."""
     requirements = parse(require)  # a misspelt requirement is told before the work, not after
     settings = {**settings, **{key: _names(settings.get(key)) for key in ("models", "strategies")}}
-    data = read_table(source, on_bad_row=settings.get("on_bad_row", "stop"), quarantine=quarantine)
-    text, label = guess_columns(data, text=text, label=label)
+    data = open_source(
+        source,
+        text=text,
+        label=label,
+        on_bad_row=settings.get("on_bad_row", "stop"),
+        quarantine=quarantine,
+        progress=progress,
+    )
     known: dict[str, Any] = {
         "source": str(source),
-        "source_sha256": sha256_of(source),
-        "text": text,
-        "label": label,
+        "source_sha256": data.sha256,
+        "text": data.text,
+        "label": data.label,
         "require": ", ".join(r.text for r in requirements),
     }
     if settings.get("steps") is not None:
@@ -164,9 +172,15 @@ def resume(
     if not source.exists():
         hint = "put it back, or resume from the folder in which the run was started"
         raise IntegrityError(source, why="is gone", hint=hint)
-    if sha256_of(source) != settings.source_sha256:
-        raise IntegrityError(source, why="is not the table that the run began with", hint="start a new run")
-    data = read_table(source, on_bad_row=settings.on_bad_row, quarantine=folder / "quarantine.jsonl")
+    data = open_source(
+        source,
+        text=settings.text,
+        label=settings.label,
+        on_bad_row=settings.on_bad_row,
+        quarantine=folder / "quarantine.jsonl",
+        sha256=settings.source_sha256,
+        progress=progress,
+    )
     return _run(folder, settings, data, progress, log)
 
 
@@ -179,28 +193,28 @@ class Look:
     splits: Splits
     rows: tuple[Rows, Rows, Rows]  # train, validation, test
     test_lines: tuple[int, ...]  # line in the table of each test row
+    test_names: tuple[str, ...]  # what the report shows of each
     candidates: list[Candidate]
     skipped: list[Skipped]
     requirements: tuple[Requirement, ...]
 
 
-def look(settings: Settings, data: Table, *, progress: Progress = silent) -> Look:
+def look(settings: Settings, data: Source, *, progress: Progress = silent) -> Look:
     """Profile the data, split it without leaks and list the candidates. Raises DatasetError if no race is possible."""
     progress("profile", 0, None)
-    found = profile(data, settings.text, settings.label, seed=settings.seed)
+    found = data.look(settings.seed)
     labels = tuple(found.labels)
     progress("split", 0, None)
     parts = split(found.groups, found.targets, seed=settings.seed, max_test=MAX_TEST_ROWS)
     if not parts.test or not parts.validation:
-        why = f"holds only {parts.groups} different texts, too few to learn from some and test on others"
-        raise DatasetError(data.source, field=settings.text, why=why, hint="add rows with other texts")
+        things = "texts" if data.kind == "single_label" else "pictures"
+        why = f"holds only {parts.groups} different {things}, too few to learn from some and test on others"
+        raise DatasetError(data.name, field=data.text or None, why=why, hint=f"add other {things}")
     rows = tuple(
-        Rows(inputs=[found.texts[i] for i in part], targets=[found.targets[i] for i in part])
+        Rows(inputs=[found.inputs[i] for i in part], targets=[found.targets[i] for i in part])
         for part in (parts.train, parts.validation, parts.test)
     )
-    task = Task(
-        kind="single_label", labels=labels, language=found.profile.language, length_p95=found.profile.length_p95
-    )
+    task = Task(kind=data.kind, labels=labels, language=found.profile.language, length_p95=found.profile.length_p95)
     requirements = parse(settings.require)
     candidates, skipped = list_candidates(
         task,
@@ -217,13 +231,14 @@ def look(settings: Settings, data: Table, *, progress: Progress = silent) -> Loo
         ),
         rows=(rows[0], rows[1], rows[2]),
         test_lines=tuple(found.lines[i] for i in parts.test),
+        test_names=tuple(found.names[i] for i in parts.test),
         candidates=candidates,
         skipped=skipped,
         requirements=requirements,
     )
 
 
-def _run(folder: Path, settings: Settings, data: Table, progress: Progress, log: Callable[[str], None]) -> Adoption:
+def _run(folder: Path, settings: Settings, data: Source, progress: Progress, log: Callable[[str], None]) -> Adoption:
     started = time.time()
     with alone(folder):
         seen = look(settings, data, progress=progress)
@@ -248,7 +263,8 @@ def _run(folder: Path, settings: Settings, data: Table, progress: Progress, log:
                 "kiban_version": __version__,
                 "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "command": settings.command,
-                "source": Path(settings.source).name,
+                "source": data.name,
+                "kind": data.kind,
                 "text_column": settings.text,
                 "label_column": settings.label,
                 "environment": facts_here,

@@ -33,7 +33,7 @@ from kiban.adopt.budget import (
 )
 from kiban.adopt.laps import Lap, append_lap, read_laps
 from kiban.adopt.measure import Measured, measure
-from kiban.adopt.strategies import load_predictor, strategy
+from kiban.adopt.strategies import BASELINES, load_predictor, strategy
 from kiban.adopt.strategies.base import Candidate, Job, Predictor, Rows, Task
 from kiban.config import Progress, silent
 from kiban.errors import BudgetError, IntegrityError, KibanError
@@ -289,17 +289,20 @@ class Race:
     def common_rows(self, rung: int) -> int:
         """Validation rows that every model of a rung answered."""
         laps = [lap for lap in self.laps.values() if lap.rung == rung and not lap.failed]
-        return min((len(lap.predicted) for lap in laps if self.candidates[lap.id].model is not None), default=0)
+        return min((len(lap.predicted) for lap in laps if not self._is_baseline(lap.id)), default=0)
+
+    def _is_baseline(self, id: str) -> bool:
+        return self.candidates[id].strategy in BASELINES
 
     def _better_half(self, rung: int, alive: list[str]) -> list[str]:
         """The better half by macro-F1 on the rows that all were seen on, at least two; the baseline always stays."""
-        racers = [id for id in alive if self.candidates[id].model is not None]
+        racers = [id for id in alive if not self._is_baseline(id)]
         common = self.common_rows(rung)
         ranked = sorted(racers, key=lambda id: (-self.score(self.laps[id, rung], common), id))
         kept = set(ranked[: max(2, -(-len(ranked) // 2))])
         for id in ranked[len(kept) :]:
             self.log(f"{id}: stopped, {self.score(self.laps[id, rung], common):.3f} is in the lower half")
-        return [id for id in alive if id in kept or self.candidates[id].model is None]
+        return [id for id in alive if id in kept or self._is_baseline(id)]
 
     # The held-out rows ----------------------------------------------------------------------------------------------
 

@@ -42,10 +42,11 @@ class Mistake:
     """A test row that was predicted wrongly, most confident first. confidence is in 0..1."""
 
     row: int  # where the row begins in the table's file, counted from 1
-    text: str
+    text: str  # or the name of the picture
     truth: str
     predicted: str
     confidence: float
+    picture: str = ""  # a small JPEG as base64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,10 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """What the data look like. Lengths are in characters."""
+    """What the data look like. Lengths are in characters of a text, or pixels of a picture's shorter side.
+
+    language: of the texts, or of the names of the classes of pictures.
+    """
 
     rows: int
     usable_rows: int
@@ -170,8 +174,8 @@ class Result:
     kiban_version: str
     created: str  # ISO 8601, UTC
     command: str  # repeats the run
-    source: str  # name of the table
-    text_column: str
+    source: str  # name of the table or folder
+    text_column: str  # "" for a folder of pictures, as the next
     label_column: str
     seed: int
     labels: tuple[str, ...]
@@ -187,6 +191,7 @@ class Result:
     yen_per_usd: float
     environment: dict[str, Any]
     total_seconds: float
+    kind: Literal["single_label", "image"] = "single_label"
 
     def candidate(self, id: str) -> CandidateResult:
         """The candidate of this id."""

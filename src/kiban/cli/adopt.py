@@ -24,6 +24,10 @@ WORDS: dict[str, dict[str, Any]] = {
         "ja": "データ: {rows} 行、{classes} クラス、言語 {language}",
         "en": "Data: {rows} rows, {classes} classes, language {language}",
     },
+    "look_images": {
+        "ja": "データ: 画像 {rows} 枚、{classes} クラス",
+        "en": "Data: {rows} pictures, {classes} classes",
+    },
     "splits": {
         "ja": "分割: 学習 {train} 行、検証 {validation} 行、テスト {test} 行",
         "en": "Split: {train} rows to train, {validation} to validate, {test} to test",
@@ -50,9 +54,14 @@ WORDS: dict[str, dict[str, Any]] = {
 def adopt_command(
     context: typer.Context,
     table: Annotated[
-        Path | None, typer.Argument(help="CSV, TSV, JSONL or Parquet file with a text and a label column")
+        Path | None,
+        typer.Argument(
+            help="CSV, TSV, JSONL or Parquet file with a text and a label column, or a folder of pictures by class"
+        ),
     ] = None,
-    text: Annotated[str | None, typer.Option(help="column of the text; guessed if unambiguous")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="column of the text, or of the pictures' paths; guessed if unambiguous")
+    ] = None,
     label: Annotated[str | None, typer.Option(help="column of the label; guessed if unambiguous")] = None,
     require: Annotated[
         str, typer.Option(help='for example "p95<300ms, cost<50円/1k, macro_f1>0.8, memory<2GB, license=commercial"')
@@ -84,13 +93,15 @@ def adopt_command(
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
     lang: Annotated[str | None, typer.Option(help="ja or en; default: from LANG")] = None,
 ) -> None:
-    """Try the ways to adopt foundation models for your own labelled table; measure, decide, and leave a ready model.
+    """Try the ways to adopt foundation models for your own texts or pictures; measure, decide, and leave a ready model.
 
     Examples:
 
       kiban adopt tickets.csv --text 本文 --label 区分 --require "p95<300ms, cost<50円/1k" --time 20m
 
       kiban adopt reviews.parquet --strategies baseline,linear_head --lang en
+
+      kiban adopt photos/ --time 10m          (a folder of pictures for each class)
 
       kiban adopt --resume runs/adopt-tickets-20260401-093000
 
@@ -132,7 +143,7 @@ def adopt_command(
             seen = job.preview(source, progress=progress, **settings)
         _show_look(console, seen, as_json)
         return
-    folder = resume or out or new_folder(Path(str(source)).stem)
+    folder = resume or out or new_folder(Path(str(source)).resolve().stem)
     try:
         with console.progress() as progress:
             if resume:
@@ -201,7 +212,7 @@ def _show_look(console: Console, seen: Look, as_json: bool) -> None:
 
 def _show_data(console: Console, seen: Look) -> None:
     profile, splits = seen.profile, seen.splits
-    line = _word(console, "look").format(
+    line = _word(console, "look_images" if seen.task.kind == "image" else "look").format(
         rows=profile.usable_rows, classes=len(seen.task.labels), language=profile.language
     )
     console.print(line)

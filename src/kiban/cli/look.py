@@ -57,11 +57,11 @@ def embedding(model: Model, text: str) -> list[float]:
 
 def _is_picture(text: str) -> bool:
     """Whether it is the name of a picture, or of some file; a name that is only mistyped is no text to search for."""
-    from kiban.evaluate.album import SUFFIXES
+    from kiban.data.photos import PICTURES
 
     path = Path(text)
     try:
-        return path.suffix.lower() in SUFFIXES or path.is_file()
+        return path.suffix.lower() in PICTURES or path.is_file()
     except (OSError, ValueError):  # a text can be longer than a name
         return False
 

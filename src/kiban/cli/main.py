@@ -15,6 +15,7 @@ from kiban.cli.data import data_app
 from kiban.cli.models import models_app
 from kiban.cli.pretrain import pretrain_command
 from kiban.cli.run import run_command
+from kiban.cli.serve import serve_command
 from kiban.cli.tokenizer import tokenizer_app
 from kiban.cli.tour import tour_command
 from kiban.errors import KibanError
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.command("adopt", no_args_is_help=True)(adopt_command)
 app.command("run", no_args_is_help=True)(run_command)
+app.command("serve", no_args_is_help=True)(serve_command)
 app.command("pretrain", no_args_is_help=True)(pretrain_command)
 app.command("tour")(tour_command)
 app.add_typer(models_app, name="models")

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kiban.config import Progress, silent
+from kiban.data.photos import PICTURES
 from kiban.errors import ConfigError, DatasetError, KibanError
 from kiban.evaluate.pictures import Seeing, embed_pixels, fingerprint, read_pixels, width
 from kiban.files import staged_file
 from kiban.inputs.image import MAX_BYTES
 from kiban.weights.safetensors import read_safetensors, tensor_bytes
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 BATCH = 32
 KEEP_SECONDS = 30
 SETTLING = 2 * 10**9  # nanoseconds; a file changed twice within it may keep its time, on some systems
@@ -63,12 +63,12 @@ def picture_files(folder: Path) -> list[Path]:
         found = [
             path
             for path, parts in inner
-            if path.suffix.lower() in SUFFIXES and not any(p.startswith(".") for p in parts) and path.is_file()
+            if path.suffix.lower() in PICTURES and not any(p.startswith(".") for p in parts) and path.is_file()
         ]
     except OSError as error:
         raise DatasetError(folder, why=f"cannot be read: {error.strerror}", hint="check its permissions") from error
     if not found:
-        raise DatasetError(folder, why="holds no picture", hint=f"kiban reads {', '.join(SUFFIXES)}")
+        raise DatasetError(folder, why="holds no picture", hint=f"kiban reads {', '.join(PICTURES)}")
     return sorted(found)
 
 

@@ -388,4 +388,5 @@ FAMILY = Family(
     from_hf=from_hf,
     to_hf=to_hf,
     hf_names=hf_names,
+    preprocessor=lambda config: clip_config.preprocessor(config.vision.image_size),
 )

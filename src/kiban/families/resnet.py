@@ -107,6 +107,7 @@ FAMILY = Family(
     from_hf=from_hf,
     to_hf=to_hf,
     hf_names=lambda config: resnet_names.hf(),
+    preprocessor=lambda config: resnet_names.preprocessor(),
     heads={
         "image_classification": Head(
             build=ResNetClassifier,

@@ -20,11 +20,15 @@ from kiban.errors import ConfigError
 Lang = Literal["ja", "en"]
 Words = Mapping[Lang, str]
 Measures = Mapping[str, float]
+PICTURES = "pictures.png"  # what a measure may leave in its folder to be shown
 MIN_SEEDS = 3  # fewer say too little about the next seed for a bar to count
 
 
 class Measure(Protocol):
-    """Trains and measures one seed. What it writes below folder lets a stopped run go on, and is removed at the end."""
+    """Trains and measures one seed. What it writes below folder lets a stopped run go on, and is removed at the end.
+
+    PICTURES, if it is written there, is kept.
+    """
 
     def __call__(self, settings: Any, *, seed: int, folder: Path, progress: Progress) -> Measures: ...
 
@@ -99,7 +103,8 @@ class Exhibit:
     shows: what is trained, what is measured, what the ablation takes away. full, quick: the settings, frozen dataclasses;
     quick is a reduced run that a test affords. columns: heads of the table, the first of which names the rows; rows: a name
     and the measures of the cells, None for an empty one. draw(axes, estimates, lang) draws into matplotlib axes. headline:
-    one line for a README, a format string over the means.
+    one line for a README, a format string over the means. label(axes, lang, japanese), where measure leaves PICTURES: names
+    the rows and columns of the first seed's, which axes show; japanese: whether Japanese characters can be written.
     """
 
     name: str
@@ -113,6 +118,7 @@ class Exhibit:
     rows: tuple[tuple[Words, tuple[str | None, ...]], ...]
     draw: Callable[[Any, Mapping[str, Estimate], Lang], None]
     headline: Words
+    label: Callable[[Any, Lang, bool], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +143,11 @@ class Outcome:
         """The picture."""
         return self.folder / "plots" / f"{self.exhibit.name}.png"
 
+    @property
+    def pictures(self) -> Path:
+        """The pictures of the first seed, if the exhibit has any."""
+        return kept_pictures(self.folder / "seeds", 0)
+
     def headline(self, lang: Lang) -> str:
         """One line that says what came out."""
         return self.exhibit.headline[lang].format_map({name: found.value for name, found in self.estimates.items()})
@@ -156,6 +167,11 @@ def shown(found: Estimate | Bar) -> str:
     if not math.isfinite(found.low):
         return f"{found.value:,.{digits}f} (–)"
     return f"{found.value:,.{digits}f} ({found.low:,.{digits}f} – {found.high:,.{digits}f})"
+
+
+def kept_pictures(folder: Path, seed: int) -> Path:
+    """Where a run keeps the pictures of a seed."""
+    return folder / f"seed-{seed}.png"
 
 
 def exhibits() -> dict[str, Exhibit]:

@@ -8,10 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from kiban.adopt.folder import environment
 from kiban.config import to_dict
 from kiban.tour.exhibit import MIN_SEEDS, Bar, Estimate, Lang, Outcome, Words, shown
 
+WIDTH, HEIGHT = 7, 4.5  # inches of a plot
 JAPANESE_FONTS = ("Noto Sans CJK JP", "Noto Serif CJK JP", "IPAexGothic", "Hiragino Sans", "Yu Gothic", "Meiryo")
 WORDS: dict[str, Words] = {
     "bars": {"ja": "合格基準", "en": "Bars"},
@@ -102,19 +106,29 @@ def page(outcome: Outcome, lang: Lang) -> str:
 
 
 def picture(outcome: Outcome, lang: Lang, path: Path) -> None:
-    """Draw the exhibit's plot as PNG; in English where no font of this machine has Japanese characters."""
+    """Draw the exhibit's plot as PNG, above its pictures if it has any; in English where no font has Japanese characters."""
     import matplotlib
     from matplotlib import font_manager
     from matplotlib.figure import Figure
 
     known = {font.name for font in font_manager.fontManager.ttflist}
-    fonts = [name for name in JAPANESE_FONTS if name in known][:1] if lang == "ja" else []
-    spoken: Lang = "ja" if fonts else "en"
-    with matplotlib.rc_context({"font.family": [*fonts, "DejaVu Sans"]}):
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
-        axes = figure.subplots()
-        axes.set_title(outcome.exhibit.title[spoken])
-        outcome.exhibit.draw(axes, outcome.estimates, spoken)
+    fonts = [name for name in JAPANESE_FONTS if name in known][:1]
+    spoken: Lang = "ja" if fonts and lang == "ja" else "en"
+    label, exhibit = outcome.exhibit.label, outcome.exhibit
+    with matplotlib.rc_context({"font.family": [*fonts, "DejaVu Sans"] if spoken == "ja" else ["DejaVu Sans", *fonts]}):
+        if label is None:
+            figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+            axes = figure.subplots()
+        else:
+            with Image.open(outcome.pictures) as image:
+                pixels = np.asarray(image.convert("RGB"))
+            below = WIDTH * pixels.shape[0] / pixels.shape[1]
+            figure = Figure(figsize=(WIDTH, HEIGHT + below), layout="constrained")
+            axes, rest = figure.subplots(2, height_ratios=(HEIGHT, below))
+            rest.imshow(pixels, interpolation="nearest")
+            label(rest, spoken, bool(fonts))
+        axes.set_title(exhibit.title[spoken])
+        exhibit.draw(axes, outcome.estimates, spoken)
         figure.savefig(path, dpi=150)
 
 

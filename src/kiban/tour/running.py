@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kiban.config import Progress, read_yaml, silent, to_dict, write_yaml
 from kiban.errors import ConfigError, FormatError, KibanError, NonFiniteError
 from kiban.files import exclusive, read_json, write_text
-from kiban.tour.exhibit import MIN_SEEDS, Bar, Estimate, Exhibit, Lang, Outcome
+from kiban.tour.exhibit import MIN_SEEDS, PICTURES, Bar, Estimate, Exhibit, Lang, Outcome, kept_pictures
 from kiban.tour.page import page, picture, record
 
 if TYPE_CHECKING:
@@ -114,6 +114,8 @@ def _seed(exhibit: Exhibit, settings: Any, seed: int, seeds: int, folder: Path, 
     for name, value in measures.items():
         if not math.isfinite(value):
             raise NonFiniteError(f"{exhibit.name}, seed {seed}", field=name, why=f"is {value}")
+    if (work / PICTURES).exists():
+        shutil.copyfile(work / PICTURES, kept_pictures(folder, seed))
     facts = {"seconds": time.perf_counter() - started, "measures": dict(measures)}
     write_text(path, json.dumps(facts, indent=1) + "\n")
     shutil.rmtree(work, ignore_errors=True)

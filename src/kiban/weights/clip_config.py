@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kiban.errors import FormatError
+from kiban.inputs.image import CLIP_MEAN, CLIP_STD
 
 Settings = dict[str, Any]
 LARGEST = 2  # the eos_token_id by which files from before 2023 say that the largest id ends a text
@@ -236,3 +237,21 @@ def _ratio(tower: Settings) -> float:
     """A number that gives ffn_dim when the width times it is rounded down."""
     whole, left = divmod(tower["ffn_dim"], tower["dim"])
     return float(whole) if not left else float((tower["ffn_dim"] + 0.5) / tower["dim"])
+
+
+def preprocessor(size: int) -> dict[str, Any]:
+    """preprocessor_config.json of a model that reads pictures as `kiban.inputs.image.clip_pixels` makes them."""
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": 3,  # bicubic
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(CLIP_MEAN),
+        "image_std": list(CLIP_STD),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,16 @@ def save(
         path,
         tensors=to_published(names, tensors),
         config=values,
-        files={**tokenizer_files, **(files or {})},
+        files={**tokenizer_files, **_preprocessor(loaded), **(files or {})},
         manifest=facts,
     )
+
+
+def _preprocessor(loaded: Loaded) -> dict[str, str]:
+    """preprocessor_config.json, for models that see."""
+    if loaded.family.preprocessor is None:
+        return {}
+    return {"preprocessor_config.json": json.dumps(loaded.family.preprocessor(loaded.config), indent=2)}
 
 
 def _values_and_names(loaded: Loaded) -> tuple[dict[str, Any], Any]:

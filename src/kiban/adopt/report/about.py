@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from kiban.adopt.findings import sentence
 from kiban.adopt.report.formats import Formats, Lang
-from kiban.adopt.report.words import STRATEGIES, say, strategy_name
+from kiban.adopt.report.words import say, strategy_name
 from kiban.adopt.result import Result
+from kiban.adopt.strategies import BY_KIND
 
 
 class About:
     """What the template reads for these sections."""
 
     def __init__(self, result: Result, lang: Lang) -> None:
-        self.result, self.lang, self.formats = result, lang, Formats(lang)
+        self.images = result.kind == "image"
+        self.result, self.lang, self.formats = result, lang, Formats(lang, images=self.images)
 
     def say(self, key: str, **values: object) -> str:
         """A sentence of the report."""
-        return say(key, self.lang, **values)
+        return say(key, self.lang, images=self.images, **values)
 
     @property
     def data_facts(self) -> str:
@@ -52,10 +54,11 @@ class About:
 
     def missing(self) -> list[str]:
         """What a reader might expect in the race and does not find."""
-        told = [self.say("missing_japanese")] if self.result.profile.language in ("ja", "mixed") else []
+        japanese = self.result.profile.language in ("ja", "mixed")
+        told = [self.say("missing_vision")] if self.images else [self.say("missing_japanese")] if japanese else []
         told.append(self.say("missing_hosted"))
         tried = {c.strategy for c in self.result.candidates}
-        left = [strategy_name(strategy, self.lang) for strategy in STRATEGIES if strategy not in tried]
+        left = [strategy_name(one, self.lang) for one in BY_KIND[self.result.kind] if one not in tried]
         comma = "、" if self.lang == "ja" else ", "
         return [*told, self.say("missing_strategies", names=comma.join(left))] if left else told
 

@@ -9,7 +9,10 @@ from kiban.adopt.report.formats import Formats, Lang
 from kiban.adopt.report.words import STRATEGIES, candidate_name, say
 from kiban.adopt.result import CandidateResult, Result
 
-LIBRARIES = {"baseline": "skops", "linear_head": "sentence-transformers", "finetune_encoder": "sentence-transformers"}
+LIBRARIES = {
+    **dict.fromkeys(("baseline", "image_baseline"), "skops"),
+    **dict.fromkeys(("linear_head", "finetune_encoder"), "sentence-transformers"),
+}
 NUM_WEAKEST = 3
 # The identifiers that the hub knows; anything else is "other" there, and named in the text.
 LICENCE_TAGS = {"MIT": "mit", "Apache-2.0": "apache-2.0", "BSD-3-Clause": "bsd-3-clause", "gemma": "gemma"}
@@ -29,7 +32,8 @@ def model_card(result: Result, candidate: CandidateResult, *, lang: Lang) -> str
         result=result,
         candidate=candidate,
         lang=lang,
-        f=Formats(lang),
+        f=Formats(lang, images=result.kind == "image"),
+        images=result.kind == "image",
         name=candidate_name(candidate.strategy, candidate.model, lang),
         strategy=candidate.strategy,
         told=STRATEGIES[candidate.strategy][lang][1],

@@ -31,9 +31,10 @@ def plain(value: float, digits: int = 3) -> str:
 
 @dataclass(frozen=True)
 class Formats:
-    """Formats of one language."""
+    """Formats of one language. images: what is counted are pictures."""
 
     lang: Lang
+    images: bool = False
 
     def _pick(self, ja: str, en: str) -> str:
         return ja if self.lang == "ja" else en
@@ -60,7 +61,8 @@ class Formats:
 
     def rows(self, value: int) -> str:
         """A number of rows."""
-        return self._pick(f"{value:,}件", f"{value:,} row{'' if value == 1 else 's'}")
+        thing = "picture" if self.images else "row"
+        return self._pick(f"{value:,}{'枚' if self.images else '件'}", f"{value:,} {thing}{'' if value == 1 else 's'}")
 
     def milliseconds(self, value: float | None) -> str:
         """A latency."""

@@ -22,7 +22,8 @@ class View:
     """What the template reads. Methods without an argument are sections of the report."""
 
     def __init__(self, result: Result, lang: Lang) -> None:
-        self.result, self.lang, self.formats = result, lang, Formats(lang)
+        self.images = result.kind == "image"
+        self.result, self.lang, self.formats = result, lang, Formats(lang, images=self.images)
         scored = [c for c in result.candidates if c.macro_f1]
         rest = [c for c in result.candidates if not c.macro_f1]
         order = ("stopped_early", "finished", "failed", "skipped")
@@ -34,7 +35,7 @@ class View:
 
     def say(self, key: str, **values: object) -> str:
         """A sentence of the report."""
-        return say(key, self.lang, **values)
+        return say(key, self.lang, images=self.images, **values)
 
     def name(self, id: str) -> str:
         """A candidate in a sentence."""
@@ -53,7 +54,7 @@ class View:
     def subtitle(self) -> str:
         r = self.result
         rows = self.formats.count(r.profile.rows)
-        columns = {"text": r.text_column, "label": r.label_column}
+        columns = {} if self.images else {"text": r.text_column, "label": r.label_column}
         return self.say("subtitle", source=r.source, labels=len(r.labels), rows=rows, **columns)
 
     @property
@@ -273,12 +274,12 @@ class View:
         return lambda width: plots.confusion(labels, matrix, width=width, alt=alt, **titles)
 
     def mistakes(self) -> list[dict[str, Any]]:
-        """Confident mistakes with the beginning of their text."""
+        """Confident mistakes with the beginning of their text, or their picture."""
         told = []
         for m in self.shown.mistakes[:MAX_MISTAKES] if self.shown else ():
             text = m.text if len(m.text) <= MAX_TEXT else m.text[:MAX_TEXT] + "…"
             facts = {"truth": m.truth, "predicted": m.predicted, "confidence": self.formats.percent(m.confidence)}
-            told.append({"row": self.formats.count(m.row), "text": text, **facts})
+            told.append({"row": self.formats.count(m.row), "text": text, "picture": m.picture, **facts})
         return told
 
     def curve(self) -> Callable[[float], Canvas] | None:

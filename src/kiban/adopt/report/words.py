@@ -39,6 +39,42 @@ STRATEGIES: dict[str, dict[Lang, tuple[str, str]]] = {
         "ja": ("LoRA", "生成モデルの重みは固定し、差分にあたる小さな行列だけを学習します。"),
         "en": ("LoRA", "Freezes the generative model and trains small matrices that are added to its weights."),
     },
+    "image_baseline": {
+        "ja": ("色とHOG＋線形（基準）", "基盤モデルを使わず、色の分布と輪郭の向きから分類します。上回るべき基準です。"),
+        "en": (
+            "Colours and HOG baseline",
+            "No foundation model: classifies by the colours and the directions of edges. The thing to beat.",
+        ),
+    },
+    "image_zero_shot": {
+        "ja": ("ゼロショット", "学習させずに、区分の名前のうち画像に最も近いものをモデルに選ばせます。"),
+        "en": ("Zero-shot", "No training: the model tells which class name is closest to the picture."),
+    },
+    "image_neighbours": {
+        "ja": ("k近傍法", "モデルのベクトルが近い学習画像を探し、その区分の多数決で答えます。"),
+        "en": (
+            "Nearest neighbours",
+            "Finds the training pictures with the closest vectors and lets their classes vote.",
+        ),
+    },
+    "image_head": {
+        "ja": ("埋め込み＋線形分類", "モデルは変えずに画像をベクトルにし、その上の小さな分類器だけを学習します。"),
+        "en": (
+            "Embeddings + linear head",
+            "Leaves the model as it is and trains only a small classifier on its vectors of pictures.",
+        ),
+    },
+    "small_cnn": {
+        "ja": ("小さなCNN", "事前学習なしに、小さな畳み込みネットワークをこの画像だけで学習します。"),
+        "en": ("Small CNN", "Trains a small convolutional network on these pictures alone, without pretraining."),
+    },
+    "image_lora": {
+        "ja": ("LoRA", "画像モデルの重みは固定し、差分にあたる小さな行列と分類器だけを学習します。"),
+        "en": (
+            "LoRA",
+            "Freezes the vision model and trains a classifier and small matrices that are added to its weights.",
+        ),
+    },
 }
 
 TEXT: dict[str, tuple[str, str]] = {
@@ -46,6 +82,10 @@ TEXT: dict[str, tuple[str, str]] = {
     "subtitle": (
         "{source}（「{text}」から「{label}」を判定・{labels}区分・{rows}件）",
         "{source}: from “{text}” to “{label}”, {labels} classes, {rows} rows",
+    ),
+    "subtitle_image": (
+        "{source}（画像を判定・{labels}区分・{rows}枚）",
+        "{source}: pictures into {labels} classes, {rows} pictures",
     ),
     "verdict_decided": ("決定", "Decided"),
     "verdict_undecided": ("判断保留", "Undecided"),
@@ -62,6 +102,14 @@ TEXT: dict[str, tuple[str, str]] = {
     "label_more": (
         "「{rival}」との優劣をはっきりさせるには、あと約{n}件のラベル付けが必要な見込みです。",
         "To tell it apart from {rival}, label about {n} more rows.",
+    ),
+    "label_more_image": (
+        "「{rival}」との優劣をはっきりさせるには、あと約{n}枚のラベル付けが必要な見込みです。",
+        "To tell it apart from {rival}, label about {n} more pictures.",
+    ),
+    "label_more_alone_image": (
+        "結論を出すには、あと約{n}枚のラベル付けが必要な見込みです。",
+        "To reach a conclusion, label about {n} more pictures.",
     ),
     "label_more_alone": (
         "結論を出すには、あと約{n}件のラベル付けが必要な見込みです。",
@@ -200,6 +248,11 @@ TEXT: dict[str, tuple[str, str]] = {
         "まずここを見直すと効果的です。",
         "Rows that the model got wrong while being sure. Sometimes the label is what is wrong: check these first.",
     ),
+    "mistakes_lead_image": (
+        "モデルが強く確信しながら間違えた画像です。元の区分のほうが誤っていることもあるので、"
+        "まずここを見直すと効果的です。",
+        "Pictures that the model got wrong while being sure. Sometimes the class given is what is wrong: check these first.",
+    ),
     "row": ("行", "Row"),
     "text": ("本文", "Text"),
     "truth": ("正しい区分", "True class"),
@@ -228,6 +281,10 @@ TEXT: dict[str, tuple[str, str]] = {
         "全{rows}件のうち{usable}件を使いました。言語は{language}、本文の長さは中央値{p50}文字・95%点{p95}文字です。",
         "{usable} of {rows} rows are usable. Language: {language}. Text length: median {p50} characters, p95 {p95}.",
     ),
+    "data_facts_image": (
+        "全{rows}枚のうち{usable}枚を使いました。短い辺は中央値{p50}ピクセル・95%点{p95}ピクセル、区分の名前は{language}です。",
+        "{usable} of {rows} pictures are usable. Shorter side: median {p50} pixels, p95 {p95}. Class names: {language}.",
+    ),
     "language_ja": ("日本語", "Japanese"),
     "language_en": ("英語", "English"),
     "language_mixed": ("日本語と英語の混在", "Japanese and English mixed"),
@@ -246,6 +303,10 @@ TEXT: dict[str, tuple[str, str]] = {
     "method_groups": (
         "同じ文やよく似た文（{groups}組）は必ず同じ側に入れ、答えの漏れを防いでいます。",
         "Identical and similar texts ({groups} groups) were kept on one side, so that no answer leaks.",
+    ),
+    "method_groups_image": (
+        "同じ画像やよく似た画像（{groups}組）は必ず同じ側に入れ、答えの漏れを防いでいます。",
+        "Identical and nearly identical pictures ({groups} groups) were kept on one side, so that no answer leaks.",
     ),
     "method_f1": (
         "macro-F1は区分ごとのF1の単純平均で、件数の少ない区分も同じ重みで数えます。1が満点です。",
@@ -282,6 +343,12 @@ TEXT: dict[str, tuple[str, str]] = {
         "No encoder trained well on Japanese can be had through pip alone yet; the models tried here learned "
         "mostly from "
         "English. If you have a Japanese model, pass its folder to --models and it joins the race.",
+    ),
+    "missing_vision": (
+        "画像を読むほかのモデルは、カタログの名前（kiban models --reads image で一覧）か手元のフォルダーを --models に渡すと"
+        "比較に加えられます。",
+        "Other models that see join the race by --models: names of the catalogue (kiban models --reads image lists them) "
+        "or folders of your own.",
     ),
     "missing_hosted": (
         "外部のAPIで提供されるモデルは試していません。費用と品質はこのマシンで動かした場合のものです。",
@@ -339,8 +406,10 @@ REASONS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def say(key: str, lang: Lang, **values: object) -> str:
-    """The sentence of this key."""
+def say(key: str, lang: Lang, *, images: bool = False, **values: object) -> str:
+    """The sentence of this key. images: the one about pictures, where there is one."""
+    if images:
+        key = f"{key}_image" if f"{key}_image" in TEXT else key
     return TEXT[key][0 if lang == "ja" else 1].format(**values)
 
 

@@ -6,12 +6,18 @@ import importlib
 from pathlib import Path
 from typing import cast
 
-from kiban.adopt.strategies.base import Predictor, Strategy
+from kiban.adopt.strategies.base import Predictor, Strategy, TaskKind
 from kiban.config import did_you_mean
 from kiban.errors import ConfigError, FormatError
 from kiban.files import read_json
 
-NAMES = ("baseline", "linear_head", "zero_shot", "few_shot", "finetune_encoder", "lora_decoder")  # cheap ones first
+# Cheap ones first, the baseline before all.
+BY_KIND: dict[TaskKind, tuple[str, ...]] = {
+    "single_label": ("baseline", "linear_head", "zero_shot", "few_shot", "finetune_encoder", "lora_decoder"),
+    "image": ("image_baseline", "image_zero_shot", "image_neighbours", "image_head", "small_cnn", "image_lora"),
+}
+NAMES = tuple(name for names in BY_KIND.values() for name in names)
+BASELINES = frozenset(names[0] for names in BY_KIND.values())
 
 
 def strategy(name: str) -> Strategy:

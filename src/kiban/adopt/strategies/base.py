@@ -17,19 +17,23 @@ TaskKind = Literal["single_label", "multi_label", "tagging", "pair", "text_to_te
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is to be predicted. labels are in a fixed order; a target is an index into them for single_label."""
+    """What is to be predicted. labels are in a fixed order; a target is an index into them for single_label and image.
+
+    language: of the texts, or of the labels of pictures.
+    """
 
     kind: TaskKind
     labels: tuple[str, ...]
     language: Literal["ja", "en", "mixed", "other"]
-    length_p95: int  # characters of an input, 95th percentile
+    length_p95: int  # characters of an input or pixels of its shorter side, 95th percentile
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
     """Inputs and targets side by side. For text tasks an input is a str; for "pair" a tuple of two; for "image" a path.
 
-    targets: int (single_label), tuple of ints (multi_label), list of tags (tagging), float (pair), str (text_to_text).
+    targets: int (single_label, image), tuple of ints (multi_label), list of tags (tagging), float (pair), str
+    (text_to_text).
     """
 
     inputs: Sequence[Any]
@@ -41,7 +45,7 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One strategy applied to one model of the catalogue (or a folder); model is None for the baseline."""
+    """One strategy applied to one model of the catalogue (or a folder); model is None for what needs none."""
 
     strategy: str
     model: str | None
@@ -83,7 +87,7 @@ class Predictor(Protocol):
     labels: tuple[str, ...]
 
     def predict(self, inputs: Sequence[Any]) -> NDArray[np.float64]:
-        """Probabilities, (N, number of labels), rows sum to 1 (single_label). Deterministic."""
+        """Probabilities, (N, number of labels), rows sum to 1 (single_label, image). Deterministic."""
         ...
 
     def save(self, folder: Path) -> None:

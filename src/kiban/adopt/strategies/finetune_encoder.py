@@ -12,8 +12,8 @@ import torch
 
 from kiban.adapt.heads import SentenceClassifier
 from kiban.adopt.strategies.base import Fitted, Job, Task
-from kiban.adopt.strategies.classifier import BATCH_SIZE, refuse_unless_text, tokenizer_of, train_classifier
-from kiban.adopt.strategies.linear_head import LinearHeadPredictor, fit_head
+from kiban.adopt.strategies.classifier import BATCH_SIZE, tokenizer_of, train_classifier
+from kiban.adopt.strategies.linear_head import LinearHeadPredictor, fit_head, refuse_unless_encoder
 
 EPOCHS = 6
 MAX_LEN = 128
@@ -27,7 +27,7 @@ class FinetuneEncoder:
     learns = True
 
     def refusal(self, task: Task, traits: Any) -> str | None:
-        return refuse_unless_text(task, traits) or ("needs an encoder" if traits.causal else None)
+        return refuse_unless_encoder(task, traits)
 
     def default_steps(self, train_rows: int) -> int:
         return EPOCHS * math.ceil(train_rows / BATCH_SIZE)

@@ -86,6 +86,14 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, indent=2)
 
 
+def refuse_unless_encoder(task: Task, traits: Any) -> str | None:
+    """The refusals of what stands on embeddings of texts. Those of a model of pictures and texts are of their names."""
+    if refused := refuse_unless_text(task, traits):
+        return refused
+    fits = "embedding" in traits.writes and not traits.causal and "image" not in traits.reads
+    return None if fits else "needs an encoder of texts"
+
+
 class LinearHeadStrategy:
     """See the module's first lines."""
 
@@ -93,8 +101,7 @@ class LinearHeadStrategy:
     learns = True
 
     def refusal(self, task: Task, traits: Any) -> str | None:
-        needs = None if traits and "embedding" in traits.writes else "needs a model that embeds"
-        return refuse_unless_text(task, traits) or needs
+        return refuse_unless_encoder(task, traits)
 
     def default_steps(self, train_rows: int) -> int:
         return 0

@@ -1,0 +1,206 @@
+"""What is served: a source opened as a model that writes, embeds or classifies, each with a thread that works for all."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kiban import zoo
+from kiban.adopt.strategies import BY_KIND
+from kiban.adopt.strategies.base import Predictor
+from kiban.api import _sentence_length, load
+from kiban.config import Progress, silent
+from kiban.engine.decoder import DecoderPlan, Weights
+from kiban.engine.encoder import EncoderPlan
+from kiban.engine.requests import Load, TextEngine
+from kiban.engine.scheduler import Scheduler
+from kiban.errors import ConfigError
+from kiban.files import read_json
+from kiban.inputs.tokenizer import Tokenizer
+from kiban.serve.batcher import Batcher
+from kiban.serve.constrained import Grammars
+from kiban.serve.problems import TOO_LONG, RefusedError
+from kiban.serve.stoppable import Trial
+
+
+@dataclass(kw_only=True)
+class Served(ABC):
+    """A model under its name. report: the page of the run that it comes from."""
+
+    name: str
+    created: int = field(default_factory=lambda: int(time.time()))
+    report: Path | None = None
+
+    @property
+    @abstractmethod
+    def abilities(self) -> tuple[str, ...]:
+        """Of chat, generate, embed, classify."""
+
+    @abstractmethod
+    def load(self) -> Load:
+        """How busy it is."""
+
+    @abstractmethod
+    def close(self, *, drain: float) -> None:
+        """End what runs within drain seconds."""
+
+
+@dataclass(kw_only=True)
+class Writer(Served):
+    """A model that writes text."""
+
+    engine: TextEngine
+    tokenizer: Tokenizer
+    grammars: Grammars
+
+    @property
+    def abilities(self) -> tuple[str, ...]:
+        return ("chat", "generate") if self.tokenizer.chat_template else ("generate",)
+
+    def load(self) -> Load:
+        return self.engine.load()
+
+    def close(self, *, drain: float) -> None:
+        self.engine.close(drain=drain)
+
+
+@dataclass(kw_only=True)
+class Reader(Served):
+    """What reads texts through a batcher. tokenizer: None for a baseline, which has none and takes any length."""
+
+    batcher: Batcher
+    tokenizer: Tokenizer | None
+    max_len: int | None
+
+    def load(self) -> Load:
+        return self.batcher.load()
+
+    def close(self, *, drain: float) -> None:
+        self.batcher.close(drain=drain)
+
+    def lengths(self, rows: Sequence[Sequence[int]], *, param: str) -> int:
+        """The tokens of all rows. Raises RefusedError that names the first that is too long, with the counts."""
+        for i, row in enumerate(rows):
+            if self.max_len is not None and len(row) > self.max_len:
+                place = f"{param}[{i}]" if len(rows) > 1 else param
+                why = f"has {len(row)} tokens, {self.name} takes {self.max_len}; nothing was cut"
+                raise RefusedError(400, f"{place}: {why}", param=place, code=TOO_LONG)
+        return sum(map(len, rows))
+
+
+@dataclass(kw_only=True)
+class Embedder(Reader):
+    """Sentences to vectors of length 1; the batcher takes rows of token ids."""
+
+    tokenizer: Tokenizer
+    dim: int
+
+    @property
+    def abilities(self) -> tuple[str, ...]:
+        return ("embed",)
+
+
+@dataclass(kw_only=True)
+class Classifier(Reader):
+    """Texts to the probabilities of labels; the batcher takes texts."""
+
+    labels: tuple[str, ...]
+
+    @property
+    def abilities(self) -> tuple[str, ...]:
+        return ("classify", "chat")
+
+
+def open_served(
+    source: str, name: str, trial: Trial, *, weights: Weights = "fp32", progress: Progress = silent, **engine: Any
+) -> Served:
+    """Open what `kiban.load` opens. Raises its errors, and ConfigError if it cannot be served.
+
+    trial: compiles the grammars of clients first. weights: of decoders, as in `DecoderPlan`. engine: of models that write,
+    as in `Scheduler`.
+    """
+    model = load(source, progress=progress)
+    if model.predictor is not None:
+        return _classifier(name, Path(source), model.predictor)
+    abilities, loaded = model.abilities, model.loaded
+    assert loaded is not None
+    if "generate" in abilities:
+        return writer(name, loaded, trial, weights=weights, **engine)
+    if abilities == ["embed"] and loaded.tokenizer is not None:
+        plan = EncoderPlan(loaded, max_len=_sentence_length(loaded))
+        batcher = Batcher(lambda rows: list(plan.embed_ids(rows).numpy()))
+        return Embedder(
+            name=name, batcher=batcher, tokenizer=loaded.tokenizer, max_len=plan.max_len, dim=loaded.config.dim
+        )
+    hint = "models that write or embed texts, and runs of `kiban adopt` on texts"
+    raise ConfigError(source, why=f"can {', '.join(abilities) or 'nothing that'} is not served", hint=hint)
+
+
+def writer(name: str, loaded: zoo.Loaded, trial: Trial, *, weights: Weights = "fp32", **engine: Any) -> Writer:
+    """A model that writes, under an engine; engine as in `Scheduler`. Raises ConfigError if it has no tokenizer."""
+    if loaded.tokenizer is None:
+        raise ConfigError(loaded.source, why="has no tokenizer", hint="add its tokenizer.json to the folder")
+    model: Any = DecoderPlan(loaded, weights=weights) if DecoderPlan.fits(loaded) else loaded.module
+    scheduler = Scheduler(model, loaded.tokenizer, **engine)
+    grammars = Grammars(loaded.tokenizer, loaded.config.vocab_size, trial)
+    return Writer(name=name, engine=scheduler, tokenizer=loaded.tokenizer, grammars=grammars)
+
+
+def _classifier(name: str, source: Path, predictor: Predictor) -> Classifier:
+    folder = source / "final" if (source / "final").is_dir() else source
+    strategy = read_json(folder / "kiban.json").get("strategy") if (folder / "kiban.json").is_file() else None
+    if strategy in BY_KIND["image"]:
+        raise ConfigError(source, why="reads pictures, which are not served yet", hint="`kiban run` classifies them")
+    loaded: Any = getattr(predictor, "loaded", None)
+    max_len = getattr(predictor, "max_len", None) or getattr(predictor, "max_text_tokens", None)
+    report = folder.parent / "report.html"
+
+    def predict(texts: list[Any]) -> list[NDArray[np.float64]]:
+        return list(predictor.predict(texts))
+
+    return Classifier(
+        name=name,
+        report=report if report.is_file() else None,
+        batcher=Batcher(predict, max_batch=32),
+        tokenizer=loaded.tokenizer if loaded is not None else None,
+        max_len=max_len,
+        labels=tuple(predictor.labels),
+    )
+
+
+def name_of(source: str) -> str:
+    """The name under which a source is served: the folder of its run, the stem of its file, or what it is called."""
+    path = Path(source)
+    if path.is_file():
+        return path.stem
+    if path.is_dir():
+        path = path.resolve()
+        return path.parent.name if path.name in ("final", "model") else path.name
+    return source
+
+
+def open_all(
+    sources: Sequence[str], *, weights: Weights = "fp32", progress: Progress = silent, **engine: Any
+) -> tuple[Mapping[str, Served], Trial]:
+    """Open several, each MODEL or NAME=MODEL; the rest as in `open_served`. Raises ConfigError if two have one name."""
+    named = [(name_of(s), s) if not sep else (n, s) for n, sep, s in (_split(source) for source in sources)]
+    names = [name for name, _ in named]
+    for name in names:
+        if names.count(name) > 1:
+            hint = f"give names, for example a={dict(named)[name]}"
+            raise ConfigError("kiban serve", field=name, why="two models have this name", hint=hint)
+    trial = Trial()
+    more: dict[str, Any] = {"weights": weights, "progress": progress, **engine}
+    return {name: open_served(source, name, trial, **more) for name, source in named}, trial
+
+
+def _split(source: str) -> tuple[str, str, str]:
+    name, sep, rest = source.partition("=")
+    return (name, sep, rest) if sep and name and rest and not Path(source).exists() else ("", "", source)
