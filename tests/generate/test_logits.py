@@ -28,6 +28,18 @@ def test_top_p_keeps_the_fewest_that_reach_p(p: float, first: list[int]) -> None
     assert kept(shape.top_p(LOGITS, p)) == [first, [3 - i for i in reversed(first)]]
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.01, 3.0, 30.0])
+@pytest.mark.parametrize("p", [5e-324, 0.3, 0.95])
+def test_top_p_over_many_tokens_is_what_sorting_all_gives(p: float, scale: float) -> None:
+    logits = scale * torch.randn(3, 5000, generator=torch.Generator().manual_seed(0))
+    shares = logits.double().softmax(-1)
+    for row, share in zip(kept(shape.top_p(logits, p)), shares, strict=True):
+        mass = float(share[row].sum())
+        rest = torch.ones(5000, dtype=torch.bool).index_fill(0, torch.tensor(row), False)
+        assert mass >= p - 1e-5 and (len(row) == 1 or mass - float(share[row].min()) < p + 1e-5)
+        assert float(share[row].min()) >= float(share[rest].max())
+
+
 def test_min_p_is_relative_to_the_likeliest() -> None:
     assert kept(shape.min_p(LOGITS, 0.2)) == [[0, 1, 2], [1, 2, 3]]
     assert kept(shape.min_p(LOGITS, 1.0)) == [[0], [3]]

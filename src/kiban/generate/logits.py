@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+FEW = 1024  # tokens among which most of the mass is nearly always
+
 
 def temperature(logits: Tensor, value: float) -> Tensor:
     """Divide by value > 0: below 1 sharper, above 1 flatter."""
@@ -22,11 +24,18 @@ def top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def top_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the fewest likeliest tokens whose probabilities reach p (Holtzman et al. 2020, section 3.1)."""
-    ordered, places = logits.sort(dim=-1, descending=True)
-    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # mass of the likelier ones
-    drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, places, before >= p)
-    return logits.masked_fill(drop, -torch.inf)
+    """Keep the fewest likeliest tokens whose probabilities reach p (Holtzman et al. 2020, section 3.1), one at least."""
+    total, size = logits.logsumexp(-1, keepdim=True), logits.shape[-1]
+    for most in (min(FEW, size), size):  # those few nearly always suffice, and to sort all is ten times the work
+        ordered, places = logits.topk(most, dim=-1)
+        shares = (ordered - total).exp()
+        before = shares.cumsum(-1) - shares  # mass of the likelier ones
+        keep = before < p
+        keep[..., 0] = True
+        if most == size or not bool(keep[..., -1].any()):
+            break
+    dropped = torch.ones_like(logits, dtype=torch.bool).scatter(-1, places, ~keep)
+    return logits.masked_fill(dropped, -torch.inf)
 
 
 def min_p(logits: Tensor, p: float) -> Tensor:
