@@ -4,10 +4,11 @@
     python benchmarks/emoji.py draw --save --grid docs/emoji-drawn.png
 
 clip: how often a picture's own name is the nearest, or among the nearest five, of all names of that part; and a name's
-picture of all pictures. draw: pictures drawn from the names of held-out concepts, as two judges see them that had no part
-in their training: CLIP-score, the cosine of picture and name in kiban-clip-emoji, beside that of real pictures and that of
-drawn ones with another concept's name; and a small network that learned Unicode's nine groups from the pictures of
-training. Intervals are 95%, over concepts drawn whole.
+picture of all pictures. draw: pictures drawn from the names of held-out concepts, as two judges see them: CLIP-score, the
+cosine of picture and name in kiban-clip-emoji, beside that of real pictures and that of drawn ones with another concept's
+name (it flatters: the U-Net is told by that CLIP's text tower, so that drawn pictures score more than real ones); and a
+small network that learned Unicode's nine groups from the pictures of training and had no part in the drawing. Intervals
+are 95%, over concepts drawn whole.
 """
 
 from __future__ import annotations

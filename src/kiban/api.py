@@ -170,7 +170,7 @@ class Model:
             assert loaded.tokenizer is not None
             return embed_texts(loaded.module, loaded.tokenizer, texts)
         if self._plan is None:
-            self._plan = EncoderPlan(loaded, max_len=_sentence_length(loaded))
+            self._plan = EncoderPlan(loaded, max_len=sentence_length(loaded))
         return self._plan.embed(texts)
 
     def classify_images(
@@ -293,7 +293,7 @@ def _pictures(images: Picture | Sequence[Picture]) -> list[Picture]:
     return [images]
 
 
-def _sentence_length(loaded: zoo.Loaded) -> int | None:
+def sentence_length(loaded: zoo.Loaded) -> int | None:
     """The tokens after which an encoder of sentences cuts a text; None for all that the model takes.
 
     Raises ConfigError if it pools otherwise than we do.

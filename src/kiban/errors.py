@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 class KibanError(Exception):
@@ -77,8 +78,8 @@ class ModelNotFoundError(KibanError):
 class BusyError(KibanError):
     """A queue is full, or a server is closing; asking again later may work. retry_after: seconds to wait."""
 
-    def __init__(self, what: str, *, retry_after: float = 1.0, why: str = "", hint: str = "") -> None:
-        super().__init__(what, why=why, hint=hint)
+    def __init__(self, what: str | Path, *, retry_after: float = 1.0, **where: Any) -> None:
+        super().__init__(what, **where)
         self.retry_after = retry_after
 
 

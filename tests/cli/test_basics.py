@@ -100,14 +100,15 @@ def test_the_catalogue_is_listed_filtered_and_given_as_json(kiban: Callable) -> 
     names = [entry["name"] for entry in json.loads(kiban("models", "--json").out)]
     encoders = {"minilm-l6", "kiban-encoder-ja-en"}
     llamas = {"kiban-lm-ja-en", "smollm2-135m-instruct", "qwen2.5-coder-1.5b-instruct"}
-    eyes = {"resnet-50-imagenet"}
-    assert encoders | llamas | eyes == set(names)
+    eyes, drawing = {"resnet-50-imagenet", "kiban-clip-emoji"}, {"kiban-sd-emoji"}
+    ours = {"kiban-encoder-ja-en", "kiban-lm-ja-en", "kiban-clip-emoji", "kiban-sd-emoji"}
+    assert encoders | llamas | eyes | drawing == set(names)
     for filters, left in (
         (["--writes", "embedding"], encoders | eyes),
-        (["--language", "ja"], {"kiban-encoder-ja-en", "kiban-lm-ja-en", "qwen2.5-coder-1.5b-instruct"}),
-        (["--max-memory", "1GB"], {*encoders, *eyes, "kiban-lm-ja-en", "smollm2-135m-instruct"}),
+        (["--language", "ja"], {*ours, "qwen2.5-coder-1.5b-instruct"}),
+        (["--max-memory", "1GB"], {*encoders, *eyes, *ours, "smollm2-135m-instruct"}),
         (["--family", "bert"], encoders),
-        (["--reads", "image"], eyes),
+        (["--reads", "image"], eyes | drawing),
         (["--commercial", "--family", "llama"], llamas),
     ):
         assert {entry["name"] for entry in json.loads(kiban("models", "--json", *filters).out)} == left, filters

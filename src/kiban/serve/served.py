@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from kiban import zoo
 from kiban.adopt.strategies import BY_KIND
 from kiban.adopt.strategies.base import Predictor
-from kiban.api import _sentence_length, load
+from kiban.api import load, sentence_length
 from kiban.config import Progress, silent
 from kiban.engine.decoder import DecoderPlan, Weights
 from kiban.engine.encoder import EncoderPlan
@@ -134,7 +134,7 @@ def open_served(
     if "generate" in abilities:
         return writer(name, loaded, trial, weights=weights, **engine)
     if abilities == ["embed"] and loaded.tokenizer is not None:
-        plan = EncoderPlan(loaded, max_len=_sentence_length(loaded))
+        plan = EncoderPlan(loaded, max_len=sentence_length(loaded))
         batcher = Batcher(lambda rows: list(plan.embed_ids(rows).numpy()))
         return Embedder(
             name=name, batcher=batcher, tokenizer=loaded.tokenizer, max_len=plan.max_len, dim=loaded.config.dim

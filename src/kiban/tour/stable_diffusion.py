@@ -176,12 +176,11 @@ def draw(axes: Any, found: Mapping[str, Estimate], lang: Lang) -> None:
     pixels = [found.get(f"pixel_w{w:g}_all") for w in SCALES]
     line(axes, pixels, style="x:", label=f"{WORDS['all'][lang]} ({WORDS['pixel_row'][lang]})")
     axes.set_xticks(range(len(SCALES)), [f"{w:g}" for w in SCALES])
-    axes.set(xlabel=WORDS["scale"][lang], ylabel=WORDS["arm"][lang], ylim=(0, 105))
-    axes.legend(loc="lower right")
+    axes.set(xlabel=WORDS["scale"][lang], ylabel=WORDS["arm"][lang], ylim=(0, 120))
+    axes.legend(loc="upper center", ncols=5, fontsize=8, columnspacing=1.0)
     right_axes = axes.twinx()
+    right_axes.set_prop_cycle(color=["gray"])
     line(right_axes, [found[f"w{w:g}_diversity"] for w in SCALES], style="D-", label=WORDS["diversity"][lang])
-    for drawn in right_axes.get_lines():
-        drawn.set_color("gray")
     right_axes.set(ylabel=WORDS["diversity"][lang], ylim=(0, 1.5 * found["w0_diversity"].value))
     right_axes.grid(visible=False)
 
