@@ -47,6 +47,7 @@ def test_both_stages_learn_and_the_text_tower_stays(clip: zoo.Loaded, tmp_path: 
 def test_the_saved_model_draws_the_same(clip: zoo.Loaded, tmp_path: Path) -> None:
     model, _ = train(pairs(0, 1), clip, tmp_path / "run", SMALL)
     zoo.save(model, tmp_path / "model")
+    assert zoo.load(tmp_path / "model").tokenizer.max_len == model.config.texts[0].max_seq_len  # diffusers pads to it
     how = Drawing(sampling=ImageSampling(num_steps=2))
     images = [
         draw(some, ["赤い丸", "a red circle"], how, seeds=[0, 1]) for some in (model, zoo.load(tmp_path / "model"))

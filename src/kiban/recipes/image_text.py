@@ -81,7 +81,8 @@ def train(
     captions = [text for pair in pairs for lang in c.languages for text in pair.captions.get(lang, ())]
     place = folder / "tokenizer"
     if not place.exists():
-        train_clip_bpe([*captions, *texts], vocab_size=c.vocab_size, progress=progress).save(place)
+        length = PRESETS[c.preset].text.max_seq_len
+        train_clip_bpe([*captions, *texts], vocab_size=c.vocab_size, max_len=length, progress=progress).save(place)
     tokenizer = Tokenizer.from_folder(place)
     known = list(dict.fromkeys([*captions, *texts]))
     targets = _targets(known, folder, c, progress) if c.teacher else None

@@ -72,11 +72,15 @@ def _values_and_names(loaded: Loaded) -> tuple[dict[str, Any], Any]:
     if loaded.labels:
         values["id2label"] = {str(i): label for i, label in enumerate(loaded.labels)}
         values["label2id"] = {label: i for i, label in enumerate(loaded.labels)}
-    values["dtype"] = str(next(loaded.module.parameters()).dtype).removeprefix("torch.")
+    values["dtype"] = _dtype(loaded)
     if loaded.tokenizer is not None:
         for key in ("pad_id", "bos_id", "eos_id"):
             values[key.replace("_id", "_token_id")] = getattr(loaded.tokenizer, key)
     return values, names
+
+
+def _dtype(loaded: Loaded) -> str:
+    return str(next(loaded.module.parameters()).dtype).removeprefix("torch.")
 
 
 def _save_parts(
@@ -100,6 +104,11 @@ def _save_parts(
         settings[INDEX][place] = ["transformers", tokenizer.hf_class]
     if not tokenizers:  # diffusers then opens the rest, and takes embedded prompts
         settings[INDEX] |= {place: [None, None] for place in places}
+    for (
+        part
+    ) in components:  # transformers would open a part in the type of its file, diffusers opens the others in float32
+        if tokenizer_folder(part) is not None:
+            settings[f"{part.folder}/config.json"]["dtype"] = _dtype(loaded)
     published = to_published(family.hf_names(config), tensors)
     write_parts(path, components, published, settings=settings, files={**own, **files}, manifest=facts)
 
