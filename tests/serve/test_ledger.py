@@ -142,3 +142,11 @@ def test_the_ledger_equals_the_usages_that_clients_saw(live: Any) -> None:
         old = sum(getattr(u, field) for u in before.values())
         new = sum(getattr(u, field) for u in after) - old
         assert new == sum(round(usage[field] * factor) for usage in usages)
+
+
+def test_who_gives_up_waiting_for_the_file_stops_nobody() -> None:
+    ledger, used = Ledger(None), Used(key="a", model="m", prompt_tokens=1, completion_tokens=2, cost=3)
+    assert not ledger.add(used).cancel()
+    ledger.add(used).result(timeout=10)
+    assert ledger.month()[0].requests == 2
+    ledger.close()

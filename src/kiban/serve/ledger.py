@@ -75,6 +75,7 @@ class Ledger:
     def add(self, used: Used) -> Future[None]:
         """Count it. It is in the file when the future is done, and in `spent` at once."""
         day, done = _today(), Future[None]()
+        done.set_running_or_notify_cancel()  # who waits for it may go away; it is written all the same
         with self._lock:
             self._spent[day[:7], used.key] += used.cost
         self._rows.put((day, used, done))
