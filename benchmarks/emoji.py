@@ -29,8 +29,9 @@ from kiban import zoo
 from kiban.adopt.strategies import strategy
 from kiban.adopt.strategies.base import Candidate, Job, Predictor, Rows, Task
 from kiban.data.pairs import Pair, read_pairs
+from kiban.evaluate.pictures import embed_images
 from kiban.evaluate.statistics import mean_interval
-from kiban.evaluate.zero_shot import embed_images, embed_texts
+from kiban.evaluate.zero_shot import embed_texts
 from kiban.generate.draw import Drawing
 from kiban.generate.images import ImageSampling
 from kiban.inputs.image import read_image

@@ -14,17 +14,17 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from emoji_card import fill, interval, record, table
+from emoji_card import fill, interval, publish, record, table
 from get_text import CACHE, Archives
 from kiban import zoo
 from kiban.data.pairs import read_pairs
 from kiban.recipes.image_text import Settings, name_retrieval, train
+from telling import teller
 from train_encoder_ja_en import dictionary
 
 LONGEST = 40  # characters of a text that the teacher teaches besides captions
@@ -69,12 +69,6 @@ def card(run: Path) -> str:
     )
 
 
-def publish(run: Path, folder: Path) -> None:
-    """The run's model in float16, with its card; the folder must be new."""
-    # Stored in float16, used in float32: half precision is slow on most processors.
-    zoo.save(zoo.load(run / "final"), folder, files={"README.md": card(run)}, stored=torch.float16)
-
-
 def main() -> None:
     """Train, or go on with a run, or publish one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -85,18 +79,11 @@ def main() -> None:
     parser.add_argument("--publish", type=Path, help="write a finished run to this folder, with its card; must be new")
     arguments = parser.parse_args()
     if arguments.publish:
-        publish(arguments.run, arguments.publish)
+        publish(arguments.run, arguments.publish, card(arguments.run))
         return
     torch.set_num_threads(arguments.threads)
     settings = replace(Settings(), steps=arguments.steps, **({"teacher": ""} if arguments.no_teacher else {}))
     pairs, held = (list(read_pairs(CACHE / "emoji" / name)) for name in ("train", "new-concepts"))
-    last = 0.0
-
-    def tell(stage: str, done: int, total: int | None) -> None:
-        nonlocal last
-        if time.monotonic() - last > 10:
-            last = time.monotonic()
-            print(f"{stage} {done}/{total or '?'}", flush=True)
 
     def evaluate(model: zoo.Loaded) -> dict[str, float]:
         found = name_retrieval(model, held, settings.languages)
@@ -104,7 +91,7 @@ def main() -> None:
         return found
 
     texts = words() if settings.teacher else []
-    model, result = train(pairs, arguments.run, settings, texts=texts, evaluate=evaluate, progress=tell)
+    model, result = train(pairs, arguments.run, settings, texts=texts, evaluate=evaluate, progress=teller())
     if result.stopped_by == "sigterm":
         return
     facts = {"steps": result.steps, "seconds": result.seconds, "parameters": model.num_parameters}

@@ -30,6 +30,7 @@ from get_text import CACHE, Archives
 from kiban import zoo
 from kiban.recipes.encoder_ja_en import ON_GPU, Settings, publish, train
 from kiban.recipes.parallel_text import Forbidden, Pair, Selection, select
+from telling import teller
 from texts.pairs import CATALOGUES, described
 from texts.sources import use
 
@@ -149,18 +150,10 @@ def main() -> None:
     if arguments.publish:
         published(arguments.run, arguments.publish, settings)
         return
-    last = 0.0
-
-    def tell(stage: str, done: int, total: int | None) -> None:
-        nonlocal last
-        if time.monotonic() - last > 10:
-            last = time.monotonic()
-            print(f"{stage} {done}/{total or '?'}", flush=True)
-
     texts = [row["text"] for row in japanese()] if settings.masked_steps else ()
     begun = time.monotonic()
     selection = stored_selection(arguments.run / "pairs.json")
-    student, result = train(selection, arguments.run, settings, texts=texts, progress=tell)
+    student, result = train(selection, arguments.run, settings, texts=texts, progress=teller())
     print(f"{result.steps} steps, {result.tokens} tokens, {result.seconds:.0f} s, ended by {result.stopped_by}")
     if result.stopped_by != "sigterm":
         zoo.save(student, arguments.run / "final")

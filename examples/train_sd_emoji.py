@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from emoji_card import fill, interval, record, table
+from emoji_card import fill, interval, publish, record, table
 from get_text import CACHE
 from kiban import zoo
 from kiban.data.pairs import read_pairs
 from kiban.recipes.latent_diffusion import Settings, train
+from telling import teller
 
 
 def card(run: Path) -> str:
@@ -59,12 +59,6 @@ def card(run: Path) -> str:
     )
 
 
-def publish(run: Path, folder: Path) -> None:
-    """The run's model in float16, with its card; the folder must be new."""
-    # Stored in float16, used in float32: half precision is slow on most processors.
-    zoo.save(zoo.load(run / "final"), folder, files={"README.md": card(run)}, stored=torch.float16)
-
-
 def main() -> None:
     """Train, or go on with a run, or publish one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -77,20 +71,12 @@ def main() -> None:
     parser.add_argument("--publish", type=Path, help="write a finished run to this folder, with its card; must be new")
     arguments = parser.parse_args()
     if arguments.publish:
-        publish(arguments.run, arguments.publish)
+        publish(arguments.run, arguments.publish, card(arguments.run))
         return
     torch.set_num_threads(arguments.threads)
-    last = 0.0
-
-    def tell(stage: str, done: int, total: int | None) -> None:
-        nonlocal last
-        if time.monotonic() - last > 10:
-            last = time.monotonic()
-            print(f"{stage} {done}/{total or '?'}", flush=True)
-
     pairs = list(read_pairs(CACHE / "emoji" / "train"))
     settings = replace(Settings(), steps=arguments.steps)
-    model, result = train(pairs, zoo.load(arguments.clip), arguments.run, settings, progress=tell)
+    model, result = train(pairs, zoo.load(arguments.clip), arguments.run, settings, progress=teller())
     if result.stopped_by == "sigterm":
         return
     facts = {

@@ -157,9 +157,9 @@ class Model:
                 "embed", why="takes texts or images", hint='for example embed("text") or embed(images=[...])'
             )
         if images is not None:
-            pictures = _pictures(images)
+            pictures, many = _pictures(images)
             vectors = np.asarray(embed_images(self._eyes("embed"), pictures), dtype=np.float32)
-            return vectors if isinstance(images, Sequence) and not isinstance(images, str | bytes) else vectors[0]
+            return vectors if many else vectors[0]
         assert texts is not None
         vectors = np.asarray(self._embed_texts(several(texts)), dtype=np.float32)
         return vectors[0] if isinstance(texts, str) else vectors
@@ -188,13 +188,13 @@ class Model:
         first raises DatasetError. Raises ConfigError for labels that are missing, doubled, or not the model's.
         """
         names, scores = self._classes(labels)
-        pictures = _pictures(images)
+        pictures, many = _pictures(images)
         found: list[dict[str, float] | None] = [None] * len(pictures)
         batches = read_batches(self._eyes("classify"), pictures, on_broken=on_broken, progress=progress)
         for places, pixels in batches:
             for place, row in zip(places, scores(pixels).tolist(), strict=True):
                 found[place] = dict(zip(names, row, strict=True))
-        return found if isinstance(images, Sequence) and not isinstance(images, str | bytes) else found[0]
+        return found if many else found[0]
 
     def _classes(self, labels: Sequence[str]) -> tuple[Sequence[str], Callable[[Tensor], Tensor]]:
         """The names of the classes, and what gives the probabilities (B, C) for pixels."""
@@ -286,11 +286,11 @@ class Model:
             zoo.save(self.loaded, Path(folder))
 
 
-def _pictures(images: Picture | Sequence[Picture]) -> list[Picture]:
-    """Several pictures, or the one."""
+def _pictures(images: Picture | Sequence[Picture]) -> tuple[list[Picture], bool]:
+    """All pictures, and whether they are a sequence; the name of one and its bytes are sequences too."""
     if isinstance(images, Sequence) and not isinstance(images, str | bytes):
-        return list(images)
-    return [images]
+        return list(images), True
+    return [images], False
 
 
 def sentence_length(loaded: zoo.Loaded) -> int | None:

@@ -20,7 +20,8 @@ import kiban
 from kiban.adopt.folder import Settings
 from kiban.adopt.job import Adoption, adopt, look, preview, resume
 from kiban.adopt.report import write_report
-from kiban.adopt.report.words import STRATEGIES, TEXT
+from kiban.adopt.report.names import STRATEGIES
+from kiban.adopt.report.words import TEXT
 from kiban.adopt.result import Result
 from kiban.adopt.sources import open_source
 from kiban.data.photos import in_folder

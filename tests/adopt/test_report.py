@@ -16,9 +16,10 @@ import pytest
 from kiban.adopt.report import write_report
 from kiban.adopt.report.card import model_card
 from kiban.adopt.report.formats import Formats, plain
+from kiban.adopt.report.names import STRATEGIES
 from kiban.adopt.report.svg import Canvas, Labels, clip_middle, overlap, text_width
 from kiban.adopt.report.view import View
-from kiban.adopt.report.words import STRATEGIES, TEXT, reason
+from kiban.adopt.report.words import TEXT, reason
 from kiban.adopt.result import (
     CandidateResult,
     Check,

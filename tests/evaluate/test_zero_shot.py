@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from kiban import zoo
 from kiban.errors import ConfigError, DatasetError
+from kiban.evaluate.pictures import embed_images
 from kiban.evaluate.zero_shot import (
     TEMPLATES,
     class_weights,
-    embed_images,
     embed_texts,
     predict,
     retrieval,

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from kiban.config import Progress, silent
-from kiban.data.loader import Loader
 from kiban.errors import ConfigError
 from kiban.families.stable_diffusion import StableDiffusion, StableDiffusionConfig
 from kiban.generate.prompts import padded, sizes, told
 from kiban.inputs.tokenizer import Tokenizer
-from kiban.objectives.diffusion import Diffusion, SeededRows
+from kiban.objectives.diffusion import Diffusion, seeded_loader
 from kiban.train.settings import Hooks, TrainConfig, TrainResult
 from kiban.train.trainer import Trainer
 
@@ -98,7 +97,5 @@ def train(
 
     collate: makes a batch of rows with seeds; `stack`, if they are of the kind of `Row`.
     """
-    num_epochs = -(-config.steps * config.batch_size // len(rows))
-    seeded = SeededRows(rows, num_epochs=num_epochs, seed=config.seed)
-    loader = Loader(seeded, collate, batch_size=config.batch_size, seed=config.seed)
+    loader = seeded_loader(rows, collate, steps=config.steps, batch_size=config.batch_size, seed=config.seed)
     return Trainer(objective, objective.module, loader, config, folder=folder, hooks=hooks, progress=progress).run()

@@ -88,6 +88,10 @@ class Load:
     pages: int
     more: Mapping[str, float] = field(default_factory=dict)
 
+    def wait(self, seconds: float) -> float:
+        """Seconds until a place in a full queue may be free, 1 to 60, where an answer takes so many lately."""
+        return min(60.0, max(1.0, seconds * (self.waiting + 1) / max(1, self.max_running)))
+
 
 class TextEngine(Protocol):
     """Many answers at once from one model. All methods may be called from any thread."""

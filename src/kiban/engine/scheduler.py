@@ -97,12 +97,10 @@ class Scheduler:
         with self._changed:
             if self._closing:
                 raise BusyError("server", why="is closing")
-            waiting = self._num_waiting()
-            if waiting >= self.max_waiting + self.max_running - len(self._running):
-                wait = min(60.0, max(1.0, self._seconds * (waiting + 1) / self.max_running))
-                raise BusyError(
-                    "server", retry_after=wait, why=f"{waiting} requests are waiting", hint="ask again later"
-                )
+            load = self._load()
+            if load.waiting >= self.max_waiting + self.max_running - load.running:
+                why = f"{load.waiting} requests are waiting"
+                raise BusyError("server", retry_after=load.wait(self._seconds), why=why, hint="ask again later")
             self._waiting.setdefault(request.client, deque()).append(answer)
             self._changed.notify_all()
         return answer
@@ -110,15 +108,7 @@ class Scheduler:
     def load(self) -> Load:
         """How busy it is. more: idle pages whose content is known, and totals since the start."""
         with self._changed:
-            return Load(
-                running=len(self._running),
-                waiting=self._num_waiting(),
-                max_running=self.max_running,
-                max_waiting=self.max_waiting,
-                pages_used=self._pages.num_used,
-                pages=self._pages.num_pages,
-                more={"pages_idle": self._pages.num_idle, **self._counts},
-            )
+            return self._load()
 
     def close(self, *, drain: float) -> None:
         """As `TextEngine` says; what waits may still run. Closing twice is fine."""
@@ -130,6 +120,17 @@ class Scheduler:
                 answer.cancel()
             self._changed.notify_all()
         self._thread.join()
+
+    def _load(self) -> Load:
+        return Load(
+            running=len(self._running),
+            waiting=len(self._paused) + sum(map(len, self._waiting.values())),
+            max_running=self.max_running,
+            max_waiting=self.max_waiting,
+            pages_used=self._pages.num_used,
+            pages=self._pages.num_pages,
+            more={"pages_idle": self._pages.num_idle, **self._counts},
+        )
 
     # In the thread of the engine ------------------------------------------------------------------------------------
 
@@ -290,9 +291,6 @@ class Scheduler:
 
     def _all(self) -> Iterator[Answer]:
         return chain(self._running, self._paused, *self._waiting.values())
-
-    def _num_waiting(self) -> int:
-        return len(self._paused) + sum(map(len, self._waiting.values()))
 
 
 def _part(answer: Answer, size: int, guess: list[int]) -> Part:

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from kiban.config import did_you_mean
 from kiban.errors import ConfigError
-from kiban.evaluate.pictures import embed_images as embed_images
 from kiban.evaluate.retrieval import found_at
 from kiban.families.clip import CLIP, text_batch
 from kiban.inputs.japanese import detect_language

@@ -5,13 +5,14 @@ Ho et al. 2020, section 3.4; Rombach et al. 2022, eq. 3; weights by Hang et al. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kiban.data.loader import Loader
 from kiban.errors import ConfigError
 from kiban.nn.noise import NoiseSchedule, Prediction, check_prediction, target
 from kiban.objectives.base import Batch, Loss
@@ -36,6 +37,19 @@ class SeededRows(Sequence[tuple[T, int]], Generic[T]):
     def __getitem__(self, index: int) -> tuple[T, int]:  # type: ignore[override]
         (state,) = np.random.SeedSequence([self.seed, index]).generate_state(1, np.uint64)
         return self.rows[index % len(self.rows)], int(state) % MOST_SEED
+
+
+def seeded_loader(
+    rows: Sequence[T],
+    collate: Callable[[list[tuple[T, int]]], dict[str, Tensor]],
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int,
+) -> Loader[tuple[T, int]]:
+    """Batches of rows with seeds, no seed twice within so many steps."""
+    seeded = SeededRows(rows, num_epochs=-(-steps * batch_size // len(rows)), seed=seed)
+    return Loader(seeded, collate, batch_size=batch_size, seed=seed)
 
 
 class Diffusion:

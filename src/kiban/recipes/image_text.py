@@ -24,15 +24,16 @@ from kiban.config import Progress, silent
 from kiban.data.loader import Loader
 from kiban.data.pairs import Pair, choose_caption
 from kiban.engine.encoder import EncoderPlan
-from kiban.evaluate.zero_shot import embed_images, embed_texts
+from kiban.evaluate.pictures import embed_images
+from kiban.evaluate.zero_shot import embed_texts
 from kiban.families.clip import CLIP, PRESETS, text_batch
 from kiban.inputs.image import CLIP_MEAN, CLIP_STD
 from kiban.inputs.learn.clip_bpe import train_clip_bpe
 from kiban.inputs.tokenizer import Tokenizer
 from kiban.objectives.contrastive import Contrastive
-from kiban.objectives.diffusion import SeededRows
+from kiban.objectives.diffusion import seeded_loader
 from kiban.objectives.distillation import EmbeddingDistillation
-from kiban.recipes.squares import moved, squares
+from kiban.recipes.squares import channels_first, moved, squares
 from kiban.train.precision import usual_device
 from kiban.train.settings import Hooks, TrainConfig, TrainResult
 from kiban.train.trainer import Trainer
@@ -173,15 +174,13 @@ def _loader(pairs: Sequence[Pair], tokenizer: Tokenizer, module: CLIP, c: Settin
     pictures = squares(pairs, module.config.vision.image_size, progress)
 
     def collate(rows: list[tuple[int, int]]) -> dict[str, Tensor]:
-        images = torch.stack([moved(pictures[i], seed, c.shift) for i, seed in rows])
+        images = channels_first(np.stack([moved(pictures[i], seed, c.shift) for i, seed in rows]))
         texts = [
             choose_caption(pairs[i].captions, seed=seed, epoch=0, row=i, languages=c.languages)[1] for i, seed in rows
         ]
         return {"images": normalised(images), "tokens": text_batch(tokenizer, texts, module.config.text)}
 
-    epochs = -(-c.steps * c.batch_size // len(pairs))
-    rows: Any = SeededRows(range(len(pairs)), num_epochs=epochs, seed=c.seed)
-    return Loader(rows, collate, batch_size=c.batch_size, seed=c.seed)
+    return seeded_loader(range(len(pairs)), collate, steps=c.steps, batch_size=c.batch_size, seed=c.seed)
 
 
 def normalised(images: Tensor) -> Tensor:

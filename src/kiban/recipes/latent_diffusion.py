@@ -20,15 +20,14 @@ from kiban import zoo
 from kiban.adapt.pictures import objective_of
 from kiban.adapt.pictures import train as train_denoiser
 from kiban.config import Progress, silent
-from kiban.data.loader import Loader
 from kiban.data.pairs import Pair, choose_caption
 from kiban.families.stable_diffusion import PRESETS, StableDiffusion
 from kiban.generate.prompts import padded
 from kiban.inputs.tokenizer import Tokenizer
 from kiban.nn.vae import VAE
 from kiban.objectives.autoencoder import Autoencoder, measure_latent_scale
-from kiban.objectives.diffusion import SeededRows
-from kiban.recipes.squares import moved, squares
+from kiban.objectives.diffusion import seeded_loader
+from kiban.recipes.squares import channels_first, moved, squares
 from kiban.train.precision import usual_device
 from kiban.train.settings import TrainConfig, TrainResult
 from kiban.train.trainer import Trainer
@@ -109,14 +108,14 @@ def _model(clip: zoo.Loaded, vae: VAE, c: Settings, latent_scale: float = 1.0) -
 
 
 def in_unit_range(pixels: Tensor) -> Tensor:
-    """0 to 255 as -1 to 1, float32."""
-    return pixels.float() / 127.5 - 1
+    """0 to 255 as -1 to 1."""
+    return pixels / 127.5 - 1
 
 
 def _batches(pictures: NDArray[np.uint8], device: torch.device) -> list[Tensor]:
     """(ENCODE, 3, S, S) each, in [-1, 1]."""
-    parts = [torch.from_numpy(pictures[i : i + ENCODE]) for i in range(0, len(pictures), ENCODE)]
-    return [in_unit_range(part.permute(0, 3, 1, 2)).to(device) for part in parts]
+    parts = [channels_first(pictures[i : i + ENCODE]) for i in range(0, len(pictures), ENCODE)]
+    return [in_unit_range(part).to(device) for part in parts]
 
 
 def _learn_pictures(
@@ -128,13 +127,12 @@ def _learn_pictures(
     vae.to(usual_device())
 
     def collate(rows: list[tuple[int, int]]) -> dict[str, Tensor]:
-        images = torch.stack([moved(pictures[i], seed, c.shift) for i, seed in rows])
+        images = channels_first(np.stack([moved(pictures[i], seed, c.shift) for i, seed in rows]))
         return {"images": in_unit_range(images), "seeds": torch.tensor([seed for _, seed in rows])}
 
-    epochs = -(-c.vae_steps * c.vae_batch_size // len(pictures))
-    rows: Any = SeededRows(range(len(pictures)), num_epochs=epochs, seed=c.seed)
-    loader: Any = Loader(rows, collate, batch_size=c.vae_batch_size, seed=c.seed)
-    config = _config(c, steps=c.vae_steps, batch_size=c.vae_batch_size, lr=c.vae_lr)
+    size, rows = c.vae_batch_size, range(len(pictures))
+    loader = seeded_loader(rows, collate, steps=c.vae_steps, batch_size=size, seed=c.seed)
+    config = _config(c, steps=c.vae_steps, batch_size=size, lr=c.vae_lr)
     objective = Autoencoder(vae, kl_weight=c.kl_weight)
     return vae, Trainer(objective, objective.module, loader, config, folder=folder, progress=progress).run()
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from kiban.config import Progress, silent
 from kiban.data.pairs import Pair
@@ -25,10 +23,14 @@ def squares(pairs: Sequence[Pair], size: int, progress: Progress = silent) -> ND
     return pictures
 
 
-def moved(picture: Any, seed: int, shift: int) -> Tensor:
-    """(S, S, 3) uint8 to (3, S, S) float32 of 0 to 255, moved by up to shift pixels; the edge goes on where nothing was."""
+def moved(picture: NDArray[np.uint8], seed: int, shift: int) -> NDArray[np.uint8]:
+    """(S, S, 3), moved by up to shift pixels; the edge goes on where nothing was."""
     down, right = np.random.default_rng(seed).integers(0, 2 * shift + 1, 2)
-    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
-    padded = F.pad(pixels, (shift, shift, shift, shift), mode="replicate")[0]
-    size = picture.shape[0]
-    return padded[:, down : down + size, right : right + size]
+    padded = np.pad(picture, ((shift, shift), (shift, shift), (0, 0)), mode="edge")
+    size = len(picture)
+    return padded[down : down + size, right : right + size]
+
+
+def channels_first(pictures: NDArray[np.uint8]) -> Tensor:
+    """(N, S, S, 3) to (N, 3, S, S) float32, still of 0 to 255."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float()

@@ -56,9 +56,7 @@ class Service:
 
     def wait(self, model: Served) -> float:
         """Seconds until a place in a full queue may be free: 1 to 60."""
-        load = model.load()
-        turns = (load.waiting + 1) / max(1, load.max_running)
-        return min(60.0, max(1.0, self._seconds.get(model.name, 1.0) * turns))
+        return model.load().wait(self._seconds.get(model.name, 1.0))
 
     def took(self, model: str, seconds: float) -> None:
         """An answer of a model took so long."""

@@ -14,12 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from kiban import zoo
 from kiban.adapt import pictures
 from kiban.config import Progress
-from kiban.data.loader import Loader
 from kiban.families.stable_diffusion import StableDiffusion, StableDiffusionConfig
 from kiban.generate.prompts import sizes
 from kiban.nn.vae import VAE
 from kiban.objectives.autoencoder import Autoencoder, measure_latent_scale
-from kiban.objectives.diffusion import Diffusion, SeededRows
+from kiban.objectives.diffusion import Diffusion, seeded_loader
 from kiban.tour import shapes
 from kiban.tour.running import fit
 from kiban.tour.stable_diffusion_models import LANGS, PART, PixelUNet, Setting, config_of, tokens_of
@@ -43,9 +42,7 @@ def train(
     progress: Progress,
 ) -> None:
     """Train the objective's module on rows, with new noise at every use."""
-    num_epochs = -(-config.steps * config.batch_size // len(rows))
-    seeded = SeededRows(rows, num_epochs=num_epochs, seed=config.seed)
-    loader = Loader(seeded, collate, batch_size=config.batch_size, seed=config.seed)
+    loader = seeded_loader(rows, collate, steps=config.steps, batch_size=config.batch_size, seed=config.seed)
     fit(objective, objective.module, loader, config, folder, progress)
     objective.module.eval()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from kiban.adopt.findings import sentence
 from kiban.adopt.report.formats import Formats, Lang
-from kiban.adopt.report.words import say, strategy_name
+from kiban.adopt.report.names import strategy_name
+from kiban.adopt.report.words import say
 from kiban.adopt.result import Result
 from kiban.adopt.strategies import BY_KIND
 

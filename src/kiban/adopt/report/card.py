@@ -6,7 +6,8 @@ import re
 from importlib import resources
 
 from kiban.adopt.report.formats import Formats, Lang
-from kiban.adopt.report.words import STRATEGIES, candidate_name, say
+from kiban.adopt.report.names import STRATEGIES, candidate_name
+from kiban.adopt.report.words import say
 from kiban.adopt.result import CandidateResult, Result
 
 LIBRARIES = {

@@ -10,8 +10,9 @@ from typing import Any
 from kiban.adopt.report import plots
 from kiban.adopt.report.about import About
 from kiban.adopt.report.formats import DASH, Formats, Lang
+from kiban.adopt.report.names import STRATEGIES, candidate_name, model_name, strategy_name
 from kiban.adopt.report.svg import Canvas
-from kiban.adopt.report.words import STRATEGIES, candidate_name, model_name, reason, say, strategy_name
+from kiban.adopt.report.words import reason, say
 from kiban.adopt.result import CandidateResult, Check, Comparison, Result
 
 WIDE, NARROW = 860.0, 350.0  # pixels: a desk and a telephone

@@ -9,15 +9,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kiban.adopt.strategies.base import Fitted, Job, Task
-from kiban.errors import FormatError
-from kiban.files import read_json, verify_folder
-from kiban.weights.folder import write_folder
+from kiban.adopt.strategies.skops_file import load_classifier, probabilities, save_classifier
 
 # skops opens only types that are named; these are all that this pipeline is made of.
 TRUSTED = [
@@ -43,39 +40,19 @@ class BaselinePredictor:
 
     def predict(self, inputs: Sequence[Any]) -> NDArray[np.float64]:
         """Probabilities (N, C); a class that the training rows lacked gets 0."""
-        probabilities = np.zeros((len(inputs), self.num_labels))
-        if len(inputs):
-            probabilities[:, self.pipeline.classes_] = self.pipeline.predict_proba(list(inputs))
-        return probabilities
+        if not len(inputs):
+            return np.zeros((0, self.num_labels))
+        return probabilities(self.pipeline, list(inputs), self.num_labels)
 
     def save(self, folder: Path) -> None:
-        """Write `model.skops` (opens with skops, no pickle) and the manifest."""
-        import skops.io
-
-        write_folder(
-            folder,
-            tensors={},
-            config={"labels": list(self.labels)},
-            files={"model.skops": skops.io.dumps(self.pipeline)},
-            manifest={"strategy": "baseline", "labels": list(self.labels)},
-        )
+        """Write `model.skops` and the manifest."""
+        save_classifier(self.pipeline, folder, strategy="baseline", labels=self.labels)
 
     @classmethod
     def load(cls, folder: Path) -> BaselinePredictor:
         """Open what save wrote. Raises FormatError if the file asks for types that are not a baseline's."""
-        import skops.io
-
-        verify_folder(folder)
-        labels = read_json(folder / "kiban.json")["labels"]
-        path = folder / "model.skops"
-        try:
-            foreign = set(skops.io.get_untrusted_types(file=path)) - set(TRUSTED)
-            if foreign:
-                names = ", ".join(sorted(foreign))
-                raise FormatError(path, why=f"asks for types that a baseline does not use: {names}")
-            return cls(skops.io.load(path, trusted=TRUSTED), len(labels), labels)
-        except (OSError, BadZipFile) as error:
-            raise FormatError(path, why=f"is not a skops file: {error}") from error
+        model, labels = load_classifier(folder, TRUSTED)
+        return cls(model, len(labels), labels)
 
 
 class Baseline:

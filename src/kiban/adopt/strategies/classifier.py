@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kiban import zoo
+from kiban.adopt.strategies import training
 from kiban.adopt.strategies.base import Job, Task
 from kiban.config import Traits
 from kiban.data.loader import Loader
@@ -21,8 +22,7 @@ from kiban.files import read_json
 from kiban.inputs.tokenizer import Tokenizer, pad_batch
 from kiban.objectives.classification import Classification
 from kiban.train.precision import choose
-from kiban.train.settings import Hooks, TrainConfig, TrainResult
-from kiban.train.trainer import Trainer
+from kiban.train.settings import TrainResult
 
 BATCH_SIZE = 16
 PREDICT_BATCH = 32
@@ -99,33 +99,21 @@ def train_classifier(
 
     fast = choose("auto", module) == "bf16"  # only which step was best hangs on it
 
-    def evaluate() -> dict[str, float]:
+    def score() -> float:
         predicted = outputs(module, tokenizer, inputs, max_len, fast=fast).argmax(-1).numpy()
-        return {"macro_f1": macro_f1(truth, predicted, len(job.task.labels))}
+        return macro_f1(truth, predicted, len(job.task.labels))
 
-    config = TrainConfig(
-        steps=job.max_steps,
-        batch_size=BATCH_SIZE,
-        micro_batch_size=BATCH_SIZE,
-        lr=lr,
-        eval_every=max(1, min(job.max_steps, -(-len(job.train) // BATCH_SIZE))),
-        patience=3,
-        checkpoint_every=max(20, job.max_steps // 4),
-        seed=job.seed,
-    )
-    trainer = Trainer(
+    return training.run(
+        job,
         Classification(module),
         module,
         loader,
-        config,
-        folder=job.work,
-        hooks=Hooks(evaluate=evaluate, best_metric="macro_f1"),
-        progress=job.progress,
+        score,
+        batch_size=BATCH_SIZE,
+        lr=lr,
+        eval_every=max(1, min(job.max_steps, -(-len(job.train) // BATCH_SIZE))),
+        patience=3,
     )
-    result = trainer.run()
-    if result.stopped_by == "sigterm":
-        raise KeyboardInterrupt  # a checkpoint is saved; the race ends here and can be resumed
-    return result
 
 
 def refuse_unless_text(task: Task, traits: Traits | None) -> str | None:

@@ -9,18 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from kiban.adopt.strategies.base import Fitted, Job, Task
+from kiban.adopt.strategies.skops_file import load_classifier, probabilities, save_classifier
 from kiban.config import Progress, silent
-from kiban.errors import FormatError
-from kiban.files import read_json, verify_folder
 from kiban.inputs.image import read_image
-from kiban.weights.folder import write_folder
 
 SIZE, CELL, DIRECTIONS = 64, 8, 9
 SHADES = 4  # of red, green and blue each, in the histogram
@@ -80,39 +77,19 @@ class ImageBaselinePredictor:
 
     def predict(self, inputs: Sequence[Any]) -> NDArray[np.float64]:
         """Probabilities (N, C); a class that the training rows lacked gets 0."""
-        probabilities = np.zeros((len(inputs), len(self.labels)))
-        if len(inputs):
-            probabilities[:, self.classifier.classes_] = self.classifier.predict_proba(features(inputs))
-        return probabilities
+        if not len(inputs):
+            return np.zeros((0, len(self.labels)))
+        return probabilities(self.classifier, features(inputs), len(self.labels))
 
     def save(self, folder: Path) -> None:
-        """Write `model.skops` (opens with skops, no pickle) and the manifest."""
-        import skops.io
-
-        write_folder(
-            folder,
-            tensors={},
-            config={"labels": list(self.labels)},
-            files={"model.skops": skops.io.dumps(self.classifier)},
-            manifest={"strategy": "image_baseline", "labels": list(self.labels)},
-        )
+        """Write `model.skops` and the manifest."""
+        save_classifier(self.classifier, folder, strategy="image_baseline", labels=self.labels)
 
     @classmethod
     def load(cls, folder: Path) -> ImageBaselinePredictor:
         """Open what save wrote. Raises FormatError if the file asks for types that are not a baseline's."""
-        import skops.io
-
-        verify_folder(folder)
-        labels = read_json(folder / "kiban.json")["labels"]
-        path = folder / "model.skops"
-        try:
-            foreign = set(skops.io.get_untrusted_types(file=path)) - set(TRUSTED)
-            if foreign:
-                names = ", ".join(sorted(foreign))
-                raise FormatError(path, why=f"asks for types that a baseline does not use: {names}")
-            return cls(skops.io.load(path, trusted=TRUSTED), labels)
-        except (OSError, BadZipFile) as error:
-            raise FormatError(path, why=f"is not a skops file: {error}") from error
+        model, labels = load_classifier(folder, TRUSTED)
+        return cls(model, labels)
 
 
 class ImageBaseline:

@@ -11,37 +11,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from kiban.adopt.strategies import training
 from kiban.adopt.strategies.base import Job
 from kiban.config import Progress
 from kiban.data.loader import Loader
 from kiban.evaluate.metrics import macro_f1
-from kiban.objectives.base import Batch, Loss
+from kiban.objectives.classification import PictureClassification
 from kiban.objectives.diffusion import SeededRows
-from kiban.train.settings import Hooks, TrainConfig, TrainResult
-from kiban.train.trainer import Trainer
+from kiban.recipes.squares import moved
+from kiban.train.settings import TrainResult
 
 BATCH_SIZE = 32
+SHIFT = 16  # pictures move by up to this part of their side
 Pixels = NDArray[np.uint8]
-
-
-class PictureClassification:
-    """-log p(label) of module(pixels). A batch holds pixels (B, 3, S, S) and labels (B,) int64."""
-
-    coupled = False
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def count(self, batch: Batch) -> Tensor:
-        """Rows of the batch."""
-        return torch.tensor(len(batch["labels"]))
-
-    def __call__(self, batch: Batch) -> Loss:
-        logits = self.module(batch["pixels"]).float()  # (B, C)
-        correct = (logits.detach().argmax(-1) == batch["labels"]).sum()
-        return Loss(F.cross_entropy(logits, batch["labels"], reduction="sum"), {"accuracy": correct})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,54 +63,33 @@ def train_pictures(
     truth = np.asarray(job.validation.targets[:max_validation])
 
     def collate(rows: list[tuple[int, int]]) -> dict[str, Tensor]:
-        moved = np.stack([_moved(pictures[i], seed) for i, seed in rows])
-        return {"pixels": how.pixels(moved), "labels": torch.tensor([job.train.targets[i] for i, _ in rows])}
+        shown = np.stack([moved(pictures[i], seed, max(1, how.size // SHIFT)) for i, seed in rows])
+        return {"pixels": how.pixels(shown), "labels": torch.tensor([job.train.targets[i] for i, _ in rows])}
 
-    def evaluate() -> dict[str, float]:
-        return {"macro_f1": macro_f1(truth, classify(module, how, held_out).argmax(1), len(job.task.labels))}
+    def score() -> float:
+        return macro_f1(truth, classify(module, how, held_out).argmax(1), len(job.task.labels))
 
     each = epochs_to_steps(1, len(job.train))
     rows: Any = SeededRows(range(len(job.train)), num_epochs=-(-job.max_steps // each), seed=job.seed)
-    config = TrainConfig(
-        steps=job.max_steps,
+    return training.run(
+        job,
+        PictureClassification(module),
+        module,
+        Loader(rows, collate, batch_size=BATCH_SIZE, seed=job.seed),
+        score,
         batch_size=BATCH_SIZE,
-        micro_batch_size=BATCH_SIZE,
         lr=lr,
         weight_decay=weight_decay,
         # A network from scratch stands still for a while, and on few rows an epoch is a few steps.
         eval_every=max(1, min(job.max_steps, max(each, job.max_steps // 20))),
         patience=6,
-        checkpoint_every=max(20, job.max_steps // 4),
-        seed=job.seed,
     )
-    trainer = Trainer(
-        PictureClassification(module),
-        module,
-        Loader(rows, collate, batch_size=BATCH_SIZE, seed=job.seed),
-        config,
-        folder=job.work,
-        hooks=Hooks(evaluate=evaluate, best_metric="macro_f1"),
-        progress=job.progress,
-    )
-    result = trainer.run()
-    if result.stopped_by == "sigterm":
-        raise KeyboardInterrupt  # a checkpoint is saved; the race ends here and can be resumed
-    return result
 
 
 def _read(paths: Sequence[Any], how: Preparation, into: Pixels, progress: Progress) -> None:
     for i, path in enumerate(paths):
         into[i] = how.read(path)
         progress("pictures", i + 1, len(paths))
-
-
-def _moved(picture: Pixels, seed: int) -> Pixels:
-    """A picture moved by up to a sixteenth of its side; its edge goes on where nothing was."""
-    size = len(picture)
-    shift = max(1, size // 16)
-    down, right = np.random.default_rng(seed).integers(0, 2 * shift + 1, 2)
-    padded = np.pad(picture, ((shift, shift), (shift, shift), (0, 0)), mode="edge")
-    return padded[down : down + size, right : right + size]
 
 
 @torch.inference_mode()
