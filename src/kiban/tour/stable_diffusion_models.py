@@ -41,7 +41,7 @@ class Setting:
     vae_channels: tuple[int, ...] = (16, 32, 64)
     vae_steps: int = 800
     vae_batch_size: int = 16
-    vae_lr: float = 4e-3
+    vae_lr: float = 1e-3
     channels: tuple[int, ...] = (32, 64, 96)
     pixel_channels: tuple[int, ...] = (16, 32, 64, 96)
     text_dim: int = 64
