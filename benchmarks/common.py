@@ -18,15 +18,25 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """--threads, --repeats and --save."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of every engine")
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each way; the median counts")
-    parser.add_argument("--save", action="store_true", help=f"write a record under {RESULTS.parent.name}/results/")
-    parsed = parser.parse_args()
+def parser(description: str) -> argparse.ArgumentParser:
+    """With --threads, --repeats and --save."""
+    found = argparse.ArgumentParser(description=description)
+    found.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of every engine")
+    found.add_argument("--repeats", type=int, default=5, help="runs of each way; the median counts")
+    found.add_argument("--save", action="store_true", help=f"write a record under {RESULTS.parent.name}/results/")
+    return found
+
+
+def parse(own: argparse.ArgumentParser) -> argparse.Namespace:
+    """What was given; torch takes the number of threads."""
+    parsed = own.parse_args()
     torch.set_num_threads(parsed.threads)
     return parsed
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """--threads, --repeats and --save."""
+    return parse(parser(description))
 
 
 def medians(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:

@@ -25,18 +25,19 @@ import kiban.zoo as zoo
 from common import arguments, finish, medians, table
 from kiban.catalogue.pull import pull
 from kiban.engine.decoder import DecoderPlan
+from kiban.evaluate.fidelity import fidelity
 
 PROMPT, NEW, PREFILL = 64, 64, 512
 NAME = "smollm2-135m-instruct"
 EXAMPLES = Path(__file__).parent.parent / "examples" / "data"
 
 
-def token_ids(loaded: zoo.Loaded) -> Tensor:
-    """(1, PREFILL) ids of English text."""
+def text_ids(loaded: zoo.Loaded, count: int) -> list[int]:
+    """So many ids of English text."""
     assert loaded.tokenizer is not None
     with (EXAMPLES / "debian-en.csv").open(encoding="utf-8", newline="") as file:
-        text = "\n".join(row["text"] for row in list(csv.DictReader(file))[:60])
-    return torch.tensor([loaded.tokenizer.encode(text, add_special=False)[:PREFILL]])
+        text = "\n".join(row["text"] for row in csv.DictReader(file))
+    return loaded.tokenizer.encode(text[: 10 * count], add_special=False)[:count]
 
 
 @torch.inference_mode()
@@ -98,45 +99,56 @@ class LlamaCpp:
         self.child.communicate()
 
 
-@torch.inference_mode()
-def faithfulness(logits: Tensor, truth: Tensor) -> dict[str, float]:
-    """KL(truth || logits) in nats per token, and the share of equal top-1 tokens. (T, V) each."""
-    p, q = truth.log_softmax(-1), logits.float().log_softmax(-1)
-    return {
-        "kl": float((p.exp() * (p - q)).sum(-1).mean()),
-        "top1": float((p.argmax(-1) == q.argmax(-1)).float().mean()),
-    }
+def requantised(path: Path, folder: Path) -> Path | None:
+    """The file in Q4_0, made by llama.cpp; None where llama-cpp-python is not installed."""
+    if not importlib.util.find_spec("llama_cpp"):
+        return None
+    target = folder / f"{path.stem}.Q4_0.gguf"
+    worker = str(Path(__file__).with_name("llama_worker.py"))
+    subprocess.run([sys.executable, worker, "requantise", str(path), str(target)], check=True, capture_output=True)
+    return target
+
+
+def faithfulness(model: Any, exact: Any, ids: Tensor) -> dict[str, float]:
+    """KL(exact || model) in nats per token, and the share of equal top-1 tokens. ids: (1, T)."""
+    found = fidelity(model, exact, ids.tolist())
+    return {"kl": found.kl[0], "top1": found.top1[0]}
+
+
+def peers_of_cpp(path: Path, threads: int, scratch: Path) -> dict[str, LlamaCpp]:
+    """llama.cpp by format, as far as it is installed."""
+    files = {"Q4_1": path, "Q4_0": requantised(path, scratch)}
+    found = {name: LlamaCpp.open(file, threads) for name, file in files.items() if file is not None}
+    return {f"llama.cpp {name}": peer for name, peer in found.items() if peer is not None}
 
 
 def main() -> None:
     """Print tokens per second, ratios to Hugging Face eager in fp32, and faithfulness."""
     options, path = arguments(__doc__ or ""), pull(NAME)
     loaded = zoo.load(NAME)
-    ids = token_ids(loaded)
-    prompt = ids[:, :PROMPT]
-    with torch.inference_mode():
-        truth = loaded.module(ids)[0]
+    ids = torch.tensor([text_ids(loaded, PREFILL)])
+    prompt, exact = ids[:, :PROMPT], loaded.module
     decode: dict[str, Callable[[], Any]] = {}
     prefill: dict[str, Callable[[], Any]] = {}
     faith: dict[str, dict[str, float]] = {}
     for name, dtype in (("Hugging Face fp32", torch.float32), ("Hugging Face bf16", torch.bfloat16)):
         peer = huggingface(loaded, dtype)
-        with torch.inference_mode():
-            faith[name] = faithfulness(peer(ids).logits[0], truth)
+        faith[name] = faithfulness(lambda ids, peer=peer: peer(ids).logits, exact, ids)  # type: ignore[misc]
         decode[name] = lambda peer=peer: peer.generate(prompt, max_new_tokens=NEW, min_new_tokens=NEW)  # type: ignore[misc]
         prefill[name] = torch.inference_mode()(lambda peer=peer: peer(ids, logits_to_keep=1))
-    peer_cpp = LlamaCpp.open(path, options.threads)
-    if peer_cpp is not None:
-        decode["llama.cpp Q4_1"] = lambda: peer_cpp(prompt[0].tolist(), NEW)
-        prefill["llama.cpp Q4_1"] = lambda: peer_cpp(ids[0].tolist(), 0)
-    for weights in ("fp32", "bf16", "int8", "int4"):
-        plan = DecoderPlan(loaded, weights=weights)  # type: ignore[arg-type]
-        faith[f"kiban {weights}"] = faithfulness(plan(ids)[0], truth)
-        decode[f"kiban {weights}"] = lambda plan=plan: greedy(plan, prompt)  # type: ignore[misc]
-        prefill[f"kiban {weights}"] = lambda plan=plan: plan(ids, last_only=True)  # type: ignore[misc]
-    seconds, reading = medians(decode, options.repeats), medians(prefill, options.repeats)
-    if peer_cpp is not None:
-        peer_cpp.close()
+    with tempfile.TemporaryDirectory() as scratch:
+        others = peers_of_cpp(path, options.threads, Path(scratch))
+        for name, other in others.items():
+            decode[name] = lambda other=other: other(prompt[0].tolist(), NEW)  # type: ignore[misc]
+            prefill[name] = lambda other=other: other(ids[0].tolist(), 0)  # type: ignore[misc]
+        for weights in ("fp32", "bf16", "int8", "int4"):
+            plan = DecoderPlan(loaded, weights=weights)  # type: ignore[arg-type]
+            faith[f"kiban {weights}"] = faithfulness(plan, exact, ids)
+            decode[f"kiban {weights}"] = lambda plan=plan: greedy(plan, prompt)  # type: ignore[misc]
+            prefill[f"kiban {weights}"] = lambda plan=plan: plan(ids, last_only=True)  # type: ignore[misc]
+        seconds, reading = medians(decode, options.repeats), medians(prefill, options.repeats)
+        for other in others.values():
+            other.close()
     rows = [
         {
             "way": name,

@@ -19,7 +19,7 @@ import torch
 
 import kiban.zoo as zoo
 from common import arguments, finish, medians, table
-from decode import NAME, huggingface, token_ids
+from decode import NAME, huggingface, text_ids
 from kiban.catalogue.pull import pull
 from kiban.engine.decoder import DecoderPlan
 from kiban.engine.requests import Piece, Request
@@ -60,7 +60,7 @@ def main() -> None:
     tokenizer = loaded.tokenizer
     assert tokenizer is not None
     tokenizer.eos_ids = frozenset()  # every answer has the same length
-    ids = token_ids(loaded)[0].tolist()
+    ids = text_ids(loaded, 512)
     prompts = [ids[start : start + length] for start, length in enumerate(LENGTHS)]
     tokens, mask = pad_batch(prompts, 0, side="left")
     ways: dict[str, Callable[[], Any]] = {}

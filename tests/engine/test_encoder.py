@@ -45,6 +45,22 @@ def test_embeddings_equal_the_models_in_the_order_of_the_texts(tiny_bert_folder:
     assert torch.equal(found[2], found[6])
 
 
+def test_passes_of_all_lengths_have_few_sizes(tiny_bert_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN keeps what it makes for each number of rows, so memory would grow with every new one."""
+    plan, sizes = EncoderPlan(loaded_with_weights(tiny_bert_folder)), set()
+    norm = plan.norm
+
+    def noted(x: torch.Tensor) -> torch.Tensor:
+        sizes.add(len(x))
+        return norm(x)
+
+    monkeypatch.setattr(plan, "norm", noted)
+    rows = [[5] * length for length in range(1, 129)]
+    for start in range(0, 128):
+        assert plan.embed_ids(rows[start : start + 3]).isfinite().all()
+    assert len(sizes) < 20 and max(sizes) >= 128 * 2
+
+
 @torch.inference_mode()
 def test_class_logits_equal_the_models(tiny_bert_folder: Path) -> None:
     loaded = loaded_with_weights(tiny_bert_folder, "sequence_classification")

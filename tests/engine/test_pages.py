@@ -102,16 +102,17 @@ def test_digests_tell_all_that_came_before() -> None:
 def test_keys_are_read_where_they_were_written() -> None:
     config = LlamaConfig(vocab_size=4, num_layers=2, dim=8, num_heads=2, num_kv_heads=2, ffn_dim=8)
     store = PagedKeys(config, 8, dtype=torch.float32)
-    assert sum(t.nbytes for t in store.keys + store.values) == 8 * PagedKeys.page_bytes(config, torch.float32)
+    assert store.both.nbytes == 8 * PagedKeys.page_bytes(config, torch.float32)
     length = 2 * PAGE + 7
     generator = torch.Generator().manual_seed(0)
     for pages in ([2, 3, 4], [6, 0, 5]):
         keys, values = torch.randn(2, 2, 2, length, 4, generator=generator)
         for layer in range(2):
             for start, end in ((0, 40), (40, 41), (41, length)):
-                store.write(layer, places_of(pages, start, end), keys[layer, :, start:end], values[layer, :, start:end])
+                both = torch.cat((keys[layer, :, start:end], values[layer, :, start:end]))
+                store.write(layer, places_of(pages, start, end), both)
         for layer in range(2):
             span = span_of(pages, length)
             assert isinstance(span, slice) == (pages == [2, 3, 4])
-            found = store.read(layer, span)
+            found = store.views(span)[layer] if isinstance(span, slice) else store.read(layer, span)
             assert torch.equal(found[0][0], keys[layer]) and torch.equal(found[1][0], values[layer])

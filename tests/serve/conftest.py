@@ -16,25 +16,21 @@ import httpx
 import pytest
 import torch
 
+from byte_tokenizer import byte_tokenizer
 from kiban import zoo
 from kiban.adopt.strategies import strategy
 from kiban.adopt.strategies.base import Candidate, Job, Rows, Task
 from kiban.families.llama import Llama, LlamaConfig
-from kiban.inputs.tokenizer import Tokenizer
+from kiban.generate.stoppable import Trial
 from kiban.serve.app import create_app
 from kiban.serve.auth import new_key
 from kiban.serve.served import Served, open_served, writer
 from kiban.serve.server import Server, listen, url_of
 from kiban.serve.service import Service
 from kiban.serve.settings import Settings
-from kiban.serve.stoppable import Trial
 
 JSON = "application/json"
 WEIGHTS = Path(__file__).parents[2] / "weights"
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 @dataclass
@@ -88,19 +84,7 @@ class Live:
 @pytest.fixture(scope="session")
 def chat_model(tmp_path_factory: pytest.TempPathFactory) -> zoo.Loaded:
     """A random Llama over bytes, with a chat template and control tokens."""
-    from tokenizers import Tokenizer as Library
-    from tokenizers import decoders, models, pre_tokenizers
-
-    folder = tmp_path_factory.mktemp("chat-bytes")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    library = Library(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    library.decoder = decoders.ByteLevel()
-    library.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    library.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}', "utf-8")
-    (folder / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
-    tokenizer = Tokenizer.from_folder(folder)
+    tokenizer = byte_tokenizer(tmp_path_factory.mktemp("chat-bytes"))
     config = LlamaConfig(
         vocab_size=tokenizer.vocab_size, num_layers=2, dim=32, num_heads=4, num_kv_heads=2, ffn_dim=64, max_seq_len=4096
     )
@@ -148,6 +132,12 @@ def _start(models: Mapping[str, Served], **settings: Any) -> Live:
     return Live(url_of(found), server, thread, loop)
 
 
+@pytest.fixture(scope="session")
+def start() -> Callable[..., Live]:
+    """start(models, **settings) starts a server, which the caller stops."""
+    return _start
+
+
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Live]]:
     """serve(models, **settings) starts a server, which ends with the test."""
@@ -182,6 +172,12 @@ def live(all_models: Callable[[], dict[str, Served]]) -> Iterator[Live]:
     found = _start(all_models(), price_per_hour=60.0)
     yield found
     found.stop()
+
+
+@pytest.fixture
+def case(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """case(number, **facts) keeps what a case of reliability.md found, for benchmarks/serve_reliability.py."""
+    return lambda number, **facts: record_property(str(number), json.dumps(facts))
 
 
 @pytest.fixture

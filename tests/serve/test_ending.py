@@ -18,6 +18,7 @@ import openai
 import pytest
 
 from kiban import zoo
+from kiban.serve.auth import new_key
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hi"}]
@@ -116,15 +117,21 @@ def test_what_takes_too_long_is_told(serve: Any, tiny_chat: Any) -> None:
 
 
 @pytest.mark.slow
-def test_sigterm_under_50_streams(command: Any, chat_folder: Path) -> None:
+def test_sigterm_under_50_streams(command: Any, chat_folder: Path, case: Any) -> None:
     """Reliability 25 in full: those that run end within the limit, those that cannot are told."""
     child, url = command(str(chat_folder), "--drain", "20", "--max-waiting", "64")
     signalled = lambda: child.send_signal(signal.SIGTERM)  # noqa: E731
     ends, statuses, seconds = _check_end(url, signalled, lambda: child.poll() is not None, 50, 400)
     assert child.returncode == 0
-    print(f"{ends.count('length')} of 50 ended, {ends.count('server_shutdown')} were told; {seconds:.1f} s")
     assert set(ends) <= {"length", "server_shutdown"} and ends.count("length") >= 8
     assert 503 in statuses and seconds < 30
+    case(
+        25,
+        ended=ends.count("length"),
+        told=ends.count("server_shutdown"),
+        new_503=statuses.count(503),
+        seconds=round(seconds, 1),
+    )
 
 
 def test_a_second_signal_ends_at_once(command: Any, chat_folder: Path) -> None:
@@ -157,3 +164,40 @@ def test_kill_loses_nothing_that_clients_were_told(command: Any, chat_folder: Pa
     child.kill()
     child.wait()
     assert sqlite3.connect(ledger).execute("SELECT SUM(requests), SUM(cost) FROM usage").fetchone() == (5, told)
+
+
+@pytest.mark.slow
+def test_a_canary_is_in_nothing_that_the_command_writes(
+    command: Any, chat_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Any
+) -> None:
+    """Reliability 27 of the whole program: by environment, header, path, prompt and key; in its output, files and cache."""
+    canary, cache = "canary-51c0ffee", tmp_path / "cache"
+    monkeypatch.setenv("OPENAI_API_KEY", canary)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    token = new_key(tmp_path / "keys.json", "alice")
+    child, url = command(str(chat_folder), "--keys", str(tmp_path / "keys.json"), "--price-per-hour", "9")
+    say = [{"role": "user", "content": canary}]
+    tool = {"type": "function", "function": {"name": "f", "description": canary, "parameters": {"title": canary}}}
+    forms: list[dict[str, Any]] = [
+        {}, {"stream": True}, {"temperature": canary}, {"stop": [canary]}, {canary: 1}, {"user": canary}, {"tools": [tool]},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": [canary]}}}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"pattern": f"({canary}"}}}},
+    ]  # fmt: skip
+    statuses = []
+    with httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
+        for key in (token, canary):
+            for form in forms:
+                headers = {"authorization": f"Bearer {key}", "x-canary": canary}
+                body = {"model": "tiny-chat", "messages": say, "max_tokens": 2, **form}
+                statuses.append(http.post(f"{CHAT}?key={canary}", json=body, headers=headers).status_code)
+            statuses.append(http.get("/v1/models", headers={"authorization": f"Bearer {key}"}).status_code)
+        metrics = http.get("/metrics", headers={"authorization": f"Bearer {token}"}).text
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(timeout=30) == 0 and child.stdout is not None
+    assert statuses.count(200) >= 5 and statuses.count(401) == len(forms) + 1 and statuses.count(500) == 0, statuses
+    written = {"metrics": metrics.encode(), "stdout": child.stdout.read().encode()}
+    written |= {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert b'"event": "request"' in written[str(tmp_path / "err")]
+    for place, content in written.items():
+        assert canary.encode() not in content and token.encode() not in content, place
+    case(27, requests=len(statuses), places=len(written), found=0)

@@ -17,6 +17,7 @@ import pytest
 from kiban.errors import ConfigError
 from kiban.serve.app import create_app
 from kiban.serve.auth import Key, Keys, new_key, read_keys
+from kiban.serve.pages import FILES
 from kiban.serve.problems import RefusedError
 from kiban.serve.settings import Settings
 
@@ -24,33 +25,37 @@ ASK = {"model": "tiny-chat", "messages": [{"role": "user", "content": "hi"}], "m
 CHAT = "/v1/chat/completions"
 
 
-def test_every_route_but_the_health_check_needs_a_key(serve: Any, tiny_chat: Any, keys_file: Any) -> None:
-    """Reliability 17: the routes are those that the app has."""
+def test_every_route_but_the_health_check_and_the_page_needs_a_key(
+    serve: Any, tiny_chat: Any, keys_file: Any, case: Any
+) -> None:
+    """Reliability 17: the routes are those that the app has; the page's own files hold nothing of anybody."""
     path, tokens = keys_file(alice={})
     live = serve(tiny_chat(), keys=path)
     app = live.server.config.app
     routes = [(route.path, method) for route in app.routes for method in route.methods]
     assert len(routes) >= 9 and (CHAT, "POST") in routes and ("/openapi.json", "GET") in routes
+    free = {"/healthz": 200, **dict.fromkeys(FILES, 200), "/report": 403}  # a report has a link of its own
     wrong = ["", "sk-kiban-wrong", tokens["alice"] + "x", tokens["alice"][:-1], "é"]
     for route, method in routes:
         url = route.replace("{name:path}", "tiny-chat")
         for key in wrong:
             headers = {"authorization": f"Bearer {key}".encode()} if key else {}
             answer = live.http.request(method, url, headers=headers, content=b"{}")
-            if url == "/healthz":
-                assert answer.status_code == 200
+            if url in free:
+                assert answer.status_code == free[url]
                 continue
             assert answer.status_code == 401, (route, key)
             assert answer.headers["www-authenticate"] == "Bearer"
             if method != "HEAD":
                 assert answer.json()["error"]["code"] == "invalid_api_key"
         for header in (f"Basic {tokens['alice']}", f"Bearer  {tokens['alice']}x", "Bearer", tokens["alice"]):
-            if url != "/healthz":
+            if url not in free:
                 assert live.http.request(method, url, headers={"authorization": header}).status_code == 401
-    for url in ("/v1/models", "/v1/models/tiny-chat", "/metrics", "/openapi.json"):
+    for url in ("/v1/models", "/v1/models/tiny-chat", "/v1/usage", "/metrics", "/openapi.json"):
         assert live.get(url, key=tokens["alice"]).status_code == 200
     assert live.post(CHAT, ASK, key=tokens["alice"]).status_code == 200
     assert live.get("/nowhere").status_code == 401 and live.get("/nowhere", key=tokens["alice"]).status_code == 404
+    case(17, routes=len(routes), need_no_key=sorted(free), wrong_keys=len(wrong) + 4)
 
 
 def test_keys_are_kept_as_hashes_alone(tmp_path: Path) -> None:
@@ -70,6 +75,30 @@ def test_keys_are_kept_as_hashes_alone(tmp_path: Path) -> None:
         new_key(path, "a b")
 
 
+def test_what_changes_in_the_file_holds_soon(
+    serve: Any, tiny_chat: Any, keys_file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kiban.serve.auth.LOOK", 0.02)
+    path, tokens = keys_file(alice={})
+    live = serve(tiny_chat(), keys=path)
+
+    def status(name: str) -> int:
+        time.sleep(0.03)
+        return live.get("/v1/models", key=tokens[name]).status_code
+
+    tokens["bob"] = new_key(path, "bob")
+    assert status("bob") == status("alice") == 200
+    both = json.loads(path.read_text("utf-8"))["keys"]
+    budget = {"keys": [row | {"monthly_budget": 3} for row in both]}  # this server has no price
+    for broken in ("{", "[]", '{"keys": [{"name": "a"}]}', json.dumps(budget)):
+        path.write_text(broken, "utf-8")
+        assert status("bob") == status("alice") == 200, "a file that cannot be used changes nothing"
+    path.unlink()
+    assert status("bob") == 200
+    path.write_text(json.dumps({"keys": [row for row in both if row["name"] == "bob"]}), "utf-8")
+    assert status("alice") == 401 and status("bob") == 200
+
+
 @pytest.mark.parametrize(
     ("row", "why"),
     [
@@ -79,6 +108,7 @@ def test_keys_are_kept_as_hashes_alone(tmp_path: Path) -> None:
         ({"name": "a", "sha256": "0" * 64, "concurrent": 0}, "above 0"),
         ({"name": "a", "sha256": "0" * 64, "concurrent": True}, "above 0"),
         ({"name": "a", "sha256": "0" * 64, "monthly_budget": -1}, "amount"),
+        ({"name": "a", "sha256": "0" * 64, "sees_all": 1}, "neither true nor false"),
     ],
 )
 def test_a_wrong_file_of_keys_says_what_is_wrong(tmp_path: Path, row: dict[str, Any], why: str) -> None:

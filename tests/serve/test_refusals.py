@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -71,7 +72,7 @@ def _absurd() -> Iterator[tuple[str, str, Any]]:
                 yield path, name, value
 
 
-def test_absurd_parameters_are_400_with_their_field(live: Any) -> None:
+def test_absurd_parameters_are_400_with_their_field(live: Any, case: Any) -> None:
     """Reliability 18, in full: more than 200 of them."""
     cases = list(_absurd())
     assert len(cases) >= 200
@@ -86,6 +87,7 @@ def test_absurd_parameters_are_400_with_their_field(live: Any) -> None:
     assert not wrong
     for path, body in GOOD.items():  # and the server goes on
         assert live.post(path, body).status_code == 200
+    case(18, parameters=len(cases), refused_with_their_field=len(cases) - len(wrong))
 
 
 @pytest.mark.parametrize("path", GOOD)
@@ -126,7 +128,7 @@ def test_too_long_is_400_with_the_counts_and_nothing_is_cut(live: Any) -> None:
     assert "does not know" in unknown["message"]
 
 
-def test_sizes_are_refused_before_the_body_is_read(live: Any) -> None:
+def test_sizes_are_refused_before_the_body_is_read(live: Any, case: Any) -> None:
     """Reliability 19: a 64 MB body with a length and without, ten thousand headers."""
     head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 
@@ -150,12 +152,36 @@ def test_sizes_are_refused_before_the_body_is_read(live: Any) -> None:
     assert " 431 " in answer(head + b"a: " + b"x" * 40_000 + b"\r\n\r\n", [])
     assert " 400 " in answer(b"\x16\x03\x01 this is TLS\r\n\r\n", [])
     assert live.post("/v1/completions", GOOD["/v1/completions"]).status_code == 200
+    case(19, body_64_mb=413, chunked_64_mb=413, headers_10_000=431, header_40_kb=431)
 
 
 def test_a_refused_body_can_be_answered_for_while_it_is_sent(live: Any) -> None:
     """The usual clients send all of a body before they read; they still get the 413."""
     answer = live.post("/v1/completions", {"model": "lm", "prompt": "x" * 2**25})
     assert answer.status_code == 413 and answer.json()["error"]["code"] == "body_too_large"
+
+
+def test_pictures_by_address_are_refused_and_never_fetched(live: Any, case: Any) -> None:
+    """Reliability 24: they are off, so a canary on this machine is not touched, by whatever name it is called."""
+    with socket.create_server(("127.0.0.1", 0)) as canary:
+        canary.settimeout(1.0)
+        port = canary.getsockname()[1]
+        hosts = ("127.0.0.1", "localhost", "0x7f000001", "2130706433", "[::ffff:127.0.0.1]", "user@127.0.0.1")
+        urls = [f"http://{host}:{port}/x.png" for host in hosts]
+        urls += [
+            "http://169.254.169.254/latest/meta-data",
+            "http://10.0.0.1/",
+            "file:///etc/passwd",
+            "data:image/png;base64,",
+        ]
+        for url in urls:
+            for part in ({"type": "image_url", "image_url": {"url": url}}, {"type": "input_image", "image_url": url}):
+                body = {**GOOD["/v1/chat/completions"], "messages": [{"role": "user", "content": [part]}]}
+                refused = live.post("/v1/chat/completions", body)
+                assert refused.status_code == 400 and "content[0]" in refused.json()["error"]["param"], refused.text
+        with pytest.raises(TimeoutError):
+            canary.accept()
+    case(24, addresses=len(urls), hits=0)
 
 
 @pytest.mark.parametrize("name", ["../lm", "%2e%2e/lm", "..%2f..%2fetc%2fpasswd", "lm%00", "LM", "lm/", "x" * 5000])

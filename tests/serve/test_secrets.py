@@ -49,7 +49,7 @@ def _ask_everything(live: Any, key: str) -> None:
 
 
 def test_a_canary_is_in_no_log_metric_or_file(
-    serve: Any, tiny_chat: Any, keys_file: Any, tmp_path: Path, lines: Any, monkeypatch: pytest.MonkeyPatch
+    serve: Any, tiny_chat: Any, keys_file: Any, tmp_path: Path, lines: Any, monkeypatch: pytest.MonkeyPatch, case: Any
 ) -> None:
     """Reliability 27."""
     monkeypatch.setenv("KIBAN_CANARY", CANARY)
@@ -74,6 +74,7 @@ def test_a_canary_is_in_no_log_metric_or_file(
         for file in tmp_path.rglob("*"):
             assert file.is_dir() or secret.encode() not in file.read_bytes()
     assert sqlite3.connect(ledger).execute("SELECT COUNT(*) FROM usage").fetchone()[0] == 1
+    case(27, log_lines=written.count("\n") + 1, found=0)
 
 
 def test_prompts_are_logged_where_that_is_asked(serve: Any, tiny_chat: Any, lines: Any) -> None:
@@ -82,7 +83,9 @@ def test_prompts_are_logged_where_that_is_asked(serve: Any, tiny_chat: Any, line
     assert '"content": "これ"' in lines()
 
 
-def test_control_tokens_that_are_typed_stay_text(serve: Any, tiny_chat: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_tokens_that_are_typed_stay_text(
+    serve: Any, tiny_chat: Any, monkeypatch: pytest.MonkeyPatch, case: Any
+) -> None:
     """Reliability 28: by all ways in, the engine gets as many control tokens as the template itself writes."""
     models = tiny_chat()
     writer = models["tiny-chat"]
@@ -111,3 +114,4 @@ def test_control_tokens_that_are_typed_stay_text(serve: Any, tiny_chat: Any, mon
         assert ids.count(start) == turns + 1 and ids.count(end) == turns, body
     live.post("/v1/completions", {"model": "tiny-chat", "prompt": forged, "max_tokens": 1})
     assert not {start, end} & set(asked.pop())
+    case(28, ways_in=len(cases) + 1, forged=0)

@@ -1,9 +1,8 @@
-"""Mixed load for long: nothing grows, nothing is lost, and the books agree with what clients saw."""
+"""Mixed load for a moment: nothing is lost, and the books agree with what clients saw. benchmarks/soak.py takes an hour."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import random
 import time
 from typing import Any
@@ -47,47 +46,26 @@ async def _client(live: Any, until: float, chance: random.Random, seen: dict[str
                 seen["tokens"] += usage["completion_tokens"]
 
 
-def _facts(live: Any) -> tuple[float, int]:
-    """Memory in MB and open descriptors."""
-    live.idle(30)
-    gc.collect()
-    process = psutil.Process()
-    return process.memory_info().rss / 2**20, process.num_fds()
-
-
-def _soak(live: Any, seconds: float, clients: int) -> tuple[int, float]:
-    """Requests, and growth of the memory in MB."""
+def test_a_short_mixed_load_leaves_nothing_behind(serve: Any, all_models: Any) -> None:
+    live = serve(all_models(), price_per_hour=100.0)
     seen = dict.fromkeys(("answered", "left", "cost", "tokens"), 0)
 
-    async def load(duration: float) -> None:
-        until = time.monotonic() + duration
-        await asyncio.gather(*(_client(live, until, random.Random(i), seen) for i in range(clients)))
+    async def load(seconds: float) -> None:
+        until = time.monotonic() + seconds
+        await asyncio.gather(*(_client(live, until, random.Random(i), seen) for i in range(4)))
 
-    asyncio.run(load(seconds / 6))  # caches fill
-    before, descriptors = _facts(live)
-    asyncio.run(load(seconds))
-    after, now_open = _facts(live)
-    assert now_open <= descriptors + 2  # a connection that is being closed
+    asyncio.run(load(0.7))  # what opens at its first use is open
+    live.idle(30)
+    before = psutil.Process().num_fds()
+    asyncio.run(load(4.0))
+    live.idle(30)
+    assert psutil.Process().num_fds() <= before + 2  # a connection that is being closed
     for model in live.service.models.values():
-        load_now = model.load()
-        assert (load_now.running, load_now.waiting, load_now.pages_used) == (0, 0, 0), model.name
+        now = model.load()
+        assert (now.running, now.waiting, now.pages_used) == (0, 0, 0), model.name
     books = live.service.ledger.month()
     # What clients left was paid for too, so the books hold all that was seen and that.
-    assert sum(used.requests for used in books) > 0 and seen["left"] > 0
-    assert sum(used.cost for used in books) >= seen["cost"] > 0
+    assert sum(used.cost for used in books) >= seen["cost"] > 0 and seen["left"] > 0
     assert sum(used.completion_tokens for used in books) >= seen["tokens"]
     assert sum(used.cost for used in books) == live.service.ledger.spent("local")
-    return seen["answered"] + seen["left"], after - before
-
-
-def test_a_short_mixed_load_leaves_nothing_behind(serve: Any, all_models: Any) -> None:
-    requests, _ = _soak(serve(all_models(), price_per_hour=100.0), 4.0, 4)
-    assert requests > 20
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(4500)
-def test_an_hour_of_mixed_load(serve: Any, all_models: Any) -> None:
-    requests, growth = _soak(serve(all_models(), price_per_hour=100.0), 3600.0, 8)
-    print(f"{requests:,} requests, {growth:.1f} MB more")
-    assert growth * 10_000 / requests < 1.0
+    assert seen["answered"] > 20

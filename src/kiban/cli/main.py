@@ -12,6 +12,7 @@ import typer
 from kiban import __version__
 from kiban.cli.adopt import adopt_command
 from kiban.cli.data import data_app
+from kiban.cli.evaluate import eval_command
 from kiban.cli.models import models_app
 from kiban.cli.pretrain import pretrain_command
 from kiban.cli.run import run_command
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.command("adopt", no_args_is_help=True)(adopt_command)
 app.command("run", no_args_is_help=True)(run_command)
 app.command("serve", no_args_is_help=True)(serve_command)
+app.command("eval", no_args_is_help=True)(eval_command)
 app.command("pretrain", no_args_is_help=True)(pretrain_command)
 app.command("tour")(tour_command)
 app.add_typer(models_app, name="models")

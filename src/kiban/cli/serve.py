@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -13,9 +16,11 @@ from kiban.cli.options import Lang
 from kiban.errors import ConfigError
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
+FOR_VLLM = {"models", "host", "port", "backend", "lang"}  # what it does not take it must not seem to take
 
 
 def serve_command(
+    context: typer.Context,
     models: Annotated[
         list[str] | None,
         typer.Argument(
@@ -28,18 +33,31 @@ def serve_command(
     new_key: Annotated[
         str | None, typer.Option(metavar="NAME", help="add a key to --keys, print it once, and end")
     ] = None,
-    price_per_hour: Annotated[float | None, typer.Option(min=0, help="of this machine; answers then tell cost")] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="of this machine, or of all replicas; answers then tell cost")
+    ] = None,
     currency: Annotated[str, typer.Option(help="of the price and of budgets")] = "JPY",
     ledger: Annotated[
         Path | None, typer.Option(help="file that keeps what each key used; default: beside the keys")
     ] = None,
     weights: Annotated[
-        Literal["fp32", "bf16", "int8", "int4"], typer.Option(help="how models that write keep their weights")
-    ] = "fp32",
-    max_running: Annotated[int, typer.Option(min=1, help="answers that a model writes at once")] = 8,
+        Literal["auto", "fp32", "bf16", "int8", "int4"],
+        typer.Option(help="how models that write keep their weights; auto: bf16 where that is faster here, else fp32"),
+    ] = "auto",
+    max_running: Annotated[int, typer.Option(min=1, help="answers that a model, or each replica, writes at once")] = 8,
     max_waiting: Annotated[int, typer.Option(min=0, help="answers that may wait for a model")] = 32,
     drain: Annotated[float, typer.Option(min=0, max=3600, help="seconds for running answers after SIGTERM")] = 30.0,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="write what is asked into the log")] = False,
+    replicas: Annotated[int, typer.Option(min=1, help="processes for each model, under Ray")] = 1,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="cluster for the replicas; default: one on this machine")
+    ] = None,
+    backend: Annotated[
+        Literal["kiban", "vllm"],
+        typer.Option(
+            help="vllm: on a GPU, its own server of one model; no keys but VLLM_API_KEY, no ledger, no limits"
+        ),
+    ] = "kiban",
     lang: Lang = None,
 ) -> None:
     """Serve models through OpenAI's API: chat, completions, embeddings, and /v1/classify for adopted models.
@@ -54,8 +72,14 @@ def serve_command(
 
       kiban serve chat=smollm2-135m-instruct --host 0.0.0.0 --keys keys.json --price-per-hour 50
 
+      kiban serve smollm2-135m-instruct --replicas 4 --ray 10.0.0.5:6379
+
+      kiban serve smollm2-135m-instruct --backend vllm
+
       curl http://127.0.0.1:8000/v1/models
     """
+    if backend == "vllm":
+        _become_vllm(context, models or [], host, port, lang)
     _check_installed()
     from kiban.serve.auth import new_key as add_key
     from kiban.serve.settings import Settings
@@ -83,16 +107,18 @@ def serve_command(
     from kiban.serve import logs
     from kiban.serve.app import create_app
     from kiban.serve.auth import read_keys
+    from kiban.serve.replicas import open_replicas
     from kiban.serve.served import open_all
     from kiban.serve.server import listen, run
 
     if keys is not None:
         read_keys(keys)  # what is wrong there is told before models are loaded
     found = listen(settings)  # so is an address that is taken
+    opening: Callable[..., Any] = partial(open_all, models)
+    if replicas > 1 or ray is not None:
+        opening = partial(open_replicas, models, replicas, ray)
     with console.progress() as progress:
-        served, trial = open_all(
-            models, weights=weights, progress=progress, max_running=max_running, max_waiting=max_waiting
-        )
+        served, opened = opening(weights=weights, progress=progress, max_running=max_running, max_waiting=max_waiting)
     logs.begin()
 
     def started(url: str) -> None:
@@ -104,7 +130,23 @@ def serve_command(
     try:
         run(create_app(served, settings), settings, found, on_start=started)
     finally:
-        trial.close()
+        opened.close()
+
+
+def _become_vllm(context: typer.Context, models: list[str], host: str, port: int, lang: str | None) -> NoReturn:
+    sources = {name: context.get_parameter_source(name) for name in context.params.keys() - FOR_VLLM}
+    given = sorted(name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
+    if given:
+        option = "--" + given[0].replace("_", "-")
+        raise ConfigError("--backend vllm", field=option, why="is of kiban's own server", hint="leave one of them out")
+    from kiban.serve import vllm
+    from kiban.serve.served import named
+
+    console = current(lang)
+    with console.progress() as progress:
+        line = vllm.command(named(models), host=host, port=port, progress=progress)
+    console.note(shlex.join(line))
+    vllm.become(line)
 
 
 def _check_installed() -> None:

@@ -112,7 +112,7 @@ def _work(block: Any) -> Any:
 def _cluster(address: str, processes: int) -> Iterator[Map]:
     """A map over a ray cluster; processes is the number of a local one."""
     try:
-        import ray  # type: ignore[import-not-found]
+        import ray
     except ImportError as error:
         raise ConfigError("--ray", why="ray is not installed", hint="pip install 'kiban[ray]'") from error
     _knock(address)

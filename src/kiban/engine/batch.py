@@ -98,14 +98,17 @@ class _View(KVCache):
 
     def __init__(self, pages: PagedKeys, new: Tensor, places: slice | Tensor, length: int) -> None:
         """new: places (B, T) of the new tokens; places: (B, S) of all, or a slice for one row; length: S - T."""
-        self.pages, self.new, self.places = pages, new, places
+        self.pages, self.new = pages, new
+        self.views = pages.views(places) if isinstance(places, slice) else []
+        self.places = new if isinstance(places, slice) else places
         self.length, self.max_len = length, length + new.shape[1]
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values (B, Hkv, T, Dh) of one layer; returns all so far."""
-        self.pages.write(layer, self.new.flatten(), *(t.transpose(0, 1).flatten(1, 2) for t in (keys, values)))
-        if isinstance(self.places, slice):
-            return self.pages.read(layer, self.places)
+        both = torch.cat((keys, values), dim=1).transpose(0, 1).flatten(1, 2)  # (2 Hkv, B T, Dh)
+        self.pages.write(layer, self.new.flatten(), both)
+        if self.views:
+            return self.views[layer]
         keys, values = self.pages.read(layer, self.places.flatten())  # (1, Hkv, B S, Dh)
         shape = (keys.shape[1], *self.places.shape, keys.shape[-1])
         return keys.view(shape).transpose(0, 1), values.view(shape).transpose(0, 1)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kiban import zoo
-from kiban.engine.packed import Dense, Int4, Int8, Packed, fits_int4, rows_for_kernel
+from kiban.engine.packed import Dense, Int4, Int8, Packed, bf16_pays, fits_int4, settled
 from kiban.engine.pages import PagedKeys, Part
 from kiban.engine.ragged import Ragged
 from kiban.engine.reordered import Reordered
@@ -27,7 +27,7 @@ from kiban.nn.cache import KVCache
 from kiban.nn.feedforward import GatedFeedForward
 from kiban.weights.names import RopeHalves
 
-Weights = Literal["fp32", "bf16", "int8", "int4"]
+Weights = Literal["auto", "fp32", "bf16", "int8", "int4"]
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,10 @@ class _Layer:
 class DecoderPlan:
     """A CausalModel, made from a Llama and independent of it afterwards (fp32 shares what it need not fuse).
 
-    weights: "fp32" is exact; "bf16" halves, "int8" quarters and "int4" eighths what a token has to read. The matrix of
-    the output stays in int8 at "int4", as GGUF files have it. copy: keep a bf16 copy of packed weights for prompts, which
-    makes them several times faster where bf16 matrix products are fast; None measures whether it does.
+    weights: "fp32" is exact; "bf16" halves, "int8" quarters and "int4" eighths what a token has to read; "auto" is bf16
+    where that is measured to be clearly faster, else fp32. The matrix of the output stays in int8 at "int4", as GGUF files
+    have it. copy: keep a bf16 copy of packed weights for prompts, which makes them several times faster where bf16 matrix
+    products are fast; None measures whether it does.
 
     Raises ConfigError if the model is not a bare decoder or the weights are unknown.
     """
@@ -55,17 +56,19 @@ class DecoderPlan:
             raise ConfigError(loaded.source, why="is not a decoder of Llama's shape that predicts tokens")
         if weights not in get_args(Weights):
             raise ConfigError("weights", field=str(weights), why="unknown", hint=f"known: {get_args(Weights)}")
-        self.config, self.weights = loaded.config, weights
-        self.dtype = torch.float32 if weights == "fp32" else torch.bfloat16
         module: Any = loaded.module
+        blocks = list(module.blocks)
         with torch.no_grad():
-            blocks = list(module.blocks)
+            if weights == "auto":
+                weights = "bf16" if bf16_pays(blocks[0].ffn.gate.weight) else "fp32"
+            self.config, self.weights = loaded.config, weights
+            self.dtype = torch.float32 if weights == "fp32" else torch.bfloat16
             self._pack = self._packer(blocks[0].ffn.gate.weight.detach().float(), copy)
             self.table = module.embed.weight.detach().to(self.dtype)  # (V, D)
             self.layers = [self._layer(block) for block in blocks]
             self.norm = self._scaled(module.norm.weight)
             head = module.head.weight.detach().float()
-            self.head = Int8(head, few_rows=self._few_rows) if weights in ("int8", "int4") else self._pack(head)
+            self.head = settled(Int8, head, copy=copy) if weights in ("int8", "int4") else self._pack(head)
         self._turns = torch.empty(0)
 
     @staticmethod
@@ -104,8 +107,8 @@ class DecoderPlan:
             length, mask=mask, past=past, window=self.config.sliding_window, device=tokens.device
         )
 
-        def mix(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-            q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        def mix(q: Tensor, kv: Tensor, layer: int) -> Tensor:
+            q, (k, v) = q.transpose(1, 2), kv.transpose(1, 2).chunk(2, dim=1)
             if cache is not None:
                 k, v = cache.append(layer, k, v)
             return attend(q, k, v, allowed=allowed, causal=causal).transpose(1, 2)
@@ -125,21 +128,24 @@ class DecoderPlan:
         x = self._hidden(ragged.tokens, self._turn(ragged.positions, ragged.longest), ragged.attend)
         return self._logits(x[0, ragged.rows]) if ragged.rows else torch.empty(0, self.config.vocab_size)
 
-    def _hidden(self, tokens: Tensor, turn: Tensor, mix: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> Tensor:
-        """States (B, T, D) before the final norm. mix: attention by queries, keys, values (B, T, H or Hkv, Dh), layer."""
+    def _hidden(self, tokens: Tensor, turn: Tensor, mix: Callable[[Tensor, Tensor, int], Tensor]) -> Tensor:
+        """States (B, T, D) before the final norm. mix: attention by queries (B, T, H, Dh), keys and values, layer.
+
+        Few and small operations: for one token they cost as much as the products. So keys and values stay together, and the
+        rotation takes values along, turned by nothing.
+        """
         c = self.config
-        both = c.num_heads + c.num_kv_heads
-        x = F.embedding(tokens, self.table).float()  # (B, T, D)
+        shape = (*tokens.shape, c.num_heads + 2 * c.num_kv_heads, c.head_dim)
+        x = F.embedding(tokens.flatten(), self.table).float()  # (B T, D)
         for number, layer in enumerate(self.layers):
-            h = layer.qkv(self._normed(x, layer.norm1)).float()
-            h = h.view(*h.shape[:2], -1, c.head_dim // 2, 2)  # (B, T, H + 2 Hkv, Dh / 2, 2)
-            turned = torch.view_as_real(torch.view_as_complex(h[:, :, :both]) * turn).flatten(3)
-            q, k = torch.split(turned, [c.num_heads, c.num_kv_heads], dim=2)  # (B, T, H, Dh), (B, T, Hkv, Dh)
-            mixed = mix(q, k, h[:, :, both:].flatten(3), number)  # (B, T, H, Dh)
-            x = x + layer.out(mixed.flatten(2).to(self.dtype))
+            h = layer.qkv(self._normed(x, layer.norm1)).float()  # (B T, (H + 2 Hkv) Dh)
+            pairs = torch.view_as_complex(h.view(*shape[:3], -1, 2)) * turn  # (B, T, H + 2 Hkv, Dh / 2)
+            h = torch.view_as_real(pairs).view(shape)
+            mixed = mix(h[:, :, : c.num_heads], h[:, :, c.num_heads :], number)  # (B, T, H, Dh)
+            x = x + layer.out(mixed.flatten(2).flatten(0, 1).to(self.dtype))
             gate, up = layer.gate_up(self._normed(x, layer.norm2)).chunk(2, -1)
             x = x + layer.down(F.silu(gate).mul_(up))
-        return x
+        return x.view(*tokens.shape, -1)
 
     def _logits(self, x: Tensor) -> Tensor:
         """States (..., D) to logits (..., V) float32."""
@@ -156,13 +162,17 @@ class DecoderPlan:
         return weight.detach().float() * math.sqrt(self.config.dim)
 
     def _turn(self, positions: Tensor, most: int) -> Tensor:
-        """exp(i position frequency), (B or 1, T, 1, Dh / 2) complex64, from a table that grows by doubling."""
+        """exp(i position frequency) for queries and keys and 1 for values, (B or 1, T, H + 2 Hkv, Dh / 2) complex64.
+
+        It comes from a table that grows by doubling.
+        """
+        c = self.config
         if len(self._turns) < most:
-            c = self.config
             steps = torch.arange(max(256, 2 * most), dtype=torch.float32)
             frequency = 1.0 / c.rope_base ** (torch.arange(0, c.head_dim, 2, dtype=torch.float32) / c.head_dim)
             self._turns = torch.polar(torch.ones(()), steps[:, None] * frequency)
-        return self._turns[positions][:, :, None]
+        turned = self._turns[positions][:, :, None].expand(-1, -1, c.num_heads + c.num_kv_heads, -1)
+        return F.pad(turned, (0, 0, 0, c.num_kv_heads), value=1.0)
 
     def _packer(self, sample: Tensor, copy: bool | None) -> Callable[..., Dense | Packed | Reordered]:
         """How a weight (N, K) and its bias become a layer; measured on a sample."""
@@ -170,13 +180,11 @@ class DecoderPlan:
             dense = Dense if self.weights == "fp32" else Reordered
             return lambda weight, bias=None: dense(weight.to(self.dtype), None if bias is None else bias.to(self.dtype))
         kind: type[Int4 | Int8] = Int4 if self.weights == "int4" and fits_int4(sample) else Int8
-        self._few_rows = None if copy is False else rows_for_kernel(kind(sample, few_rows=1))
-        if copy and self._few_rows is None:
-            self._few_rows = 8
+        few_rows = settled(kind, sample, copy=copy).few_rows
 
         def pack(weight: Tensor, bias: Tensor | None = None) -> Packed:
             fitting = kind if kind is Int8 or fits_int4(weight) else Int8
-            return fitting(weight, bias, few_rows=self._few_rows)
+            return fitting(weight, bias, few_rows=few_rows)
 
         return pack
 

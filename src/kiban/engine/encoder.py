@@ -46,7 +46,7 @@ class EncoderPlan:
     """Sentence embeddings or class logits of a Bert on the CPU, in the order of the texts.
 
     The weights are those of the moment of construction. dtype: float32 agrees with the model to rounding; bfloat16 is
-    several times faster where matrix products are (see `probe.matrix_dtype`) and good to about two digits.
+    several times faster where matrix products are (see `packed.bf16_pays`) and good to about two digits.
     """
 
     def __init__(self, loaded: zoo.Loaded, *, max_len: int | None = None, dtype: torch.dtype = torch.float32) -> None:
@@ -101,13 +101,15 @@ class EncoderPlan:
             count = lengths.count(length)
             groups.append((start, count, length))
             start += count * length
-        tokens = torch.tensor([id for row in rows for id in row])
-        places = torch.cat([torch.arange(length) for length in lengths])
+        # oneDNN makes and keeps a program for every number of rows, so there should be few numbers.
+        filling = [0] * (-start % (8 if start < 64 else 32))
+        tokens = torch.tensor([id for row in rows for id in row] + filling)
+        places = torch.cat([torch.arange(length) for length in lengths] + [torch.tensor(filling, dtype=torch.int64)])
         x = self.norm(self.token[tokens] + self.place[places])
         for block in self.blocks:
             x = block.norm1(block.out(self._attend(block.qkv(x), groups), plus=x))
             x = block.norm2(block.down(block.up(x), plus=x))
-        return x, groups
+        return x[:start], groups
 
     def _each(self, rows: Rows, width: int, reduce: Callable[[Tensor, Groups], Tensor]) -> Tensor:
         """reduce(states, groups) for all rows in passes of like lengths, (N, width) in the order of rows."""
@@ -131,13 +133,16 @@ class EncoderPlan:
         return result
 
     def _attend(self, qkv: Tensor, groups: Groups) -> Tensor:
-        """qkv: (S, 3D). Out: (S, D)."""
+        """qkv: (S, 3D). Out: (S, D), 0 for what belongs to no group."""
         heads = self.config.num_heads
-        parts = []
+        parts, end = [], 0
         for start, count, length in groups:
             part = qkv[start : start + count * length].view(count, length, 3, heads, -1)
             q, k, v = part.permute(2, 0, 3, 1, 4)  # each (count, H, length, Dh)
+            end = start + count * length
             parts.append(attend(q, k, v).transpose(1, 2).reshape(count * length, -1))
+        if end < len(qkv):
+            parts.append(qkv.new_zeros(len(qkv) - end, parts[0].shape[1]))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _block(self, block: Any) -> _Block:

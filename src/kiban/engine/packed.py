@@ -7,17 +7,20 @@ of the same values, with which prompts are read.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kiban.engine.probe import crossover
+from kiban.engine.probe import crossover, measure, remembered
 from kiban.engine.reordered import Reordered
 
 GROUP = 32
 PIECE = 256  # rows that are quantised at once, so that intermediate results stay near the processor
 SIZES = (1, 2, 4, 8, 16, 32, 64)
+LIKELY = 8  # rows for the kernel where it is faster for all of these and there is to be a copy nevertheless
+PAYING, CLEARLY = (1, 8, 128), 1.2  # rows that are tried, and how many times as fast bf16 must be on their average
 
 
 class Dense:
@@ -52,11 +55,12 @@ class Packed:
         raise AssertionError("a kind of Packed brings its kernel")
 
     def __call__(self, x: Tensor) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        if self.wide is not None and self.few_rows is not None and len(flat) > self.few_rows:
+        flat = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+        if self.wide is not None and self.few_rows is not None and flat.shape[0] > self.few_rows:
             return self.wide(x)
-        result = self.kernel(flat).view(*x.shape[:-1], -1)
-        return result if self.bias is None else result + self.bias
+        result = self.kernel(flat)
+        result = result if self.bias is None else result + self.bias
+        return result if x.ndim == 2 else result.view(*x.shape[:-1], -1)
 
     @property
     def kernel_bytes(self) -> int:
@@ -79,7 +83,7 @@ class Int8(Packed):
         super().__init__(bias, lambda: self.codes.float() * scale, few_rows)
 
     def kernel(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(torch.ops.aten._weight_int8pack_mm(x, self.codes, self.scale))
+        return torch._weight_int8pack_mm(x, self.codes, self.scale)
 
     @property
     def kernel_bytes(self) -> int:
@@ -99,7 +103,7 @@ class Int4(Packed):
         super().__init__(bias, lambda: _values4(codes, pairs), few_rows)
 
     def kernel(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, GROUP, self.pairs))
+        return torch._weight_int4pack_mm_for_cpu(x, self.packed, GROUP, self.pairs)
 
     @property
     def kernel_bytes(self) -> int:
@@ -141,14 +145,51 @@ def quantise4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return codes.to(torch.uint8).flatten(1), scale[..., 0], start[..., 0]
 
 
+def settled(kind: type[Int4 | Int8], weight: Tensor, *, copy: bool | None = None) -> Packed:
+    """A layer with a bf16 copy where that pays on this machine; copy: whether there is one, if that is settled already."""
+    layer = kind(weight, few_rows=None if copy is False else 1)
+    if copy is not False:
+        layer.few_rows = rows_for_kernel(layer) or (LIKELY if copy else None)
+    if layer.few_rows is None:
+        layer.wide = None
+    return layer
+
+
 def rows_for_kernel(layer: Packed) -> int | None:
-    """The few_rows that is fastest on this machine, measured on a layer that has a copy.
+    """The few_rows that is fastest on this machine, measured once on a layer that has a copy.
 
     None if the copy would win nothing worth its memory.
     """
     wide = layer.wide
     assert wide is not None
-    generator = torch.Generator().manual_seed(0)
-    inputs = {size: torch.randn(size, wide.num_in, generator=generator).to(torch.bfloat16) for size in SIZES}
-    rows = crossover(lambda size: layer.kernel(inputs[size]), lambda size: wide(inputs[size]), SIZES)
-    return None if rows == SIZES[-1] else max(rows, 1)
+    inputs = {size: _random(size, wide.num_in).to(torch.bfloat16) for size in SIZES}
+
+    def find() -> int | None:
+        rows = crossover(lambda size: layer.kernel(inputs[size]), lambda size: wide(inputs[size]), SIZES)
+        return None if rows == SIZES[-1] else max(rows, 1)
+
+    found: int | None = remembered(f"rows for {type(layer).__name__} {wide.num_out}x{wide.num_in}", find)
+    return found
+
+
+def bf16_pays(weight: Tensor) -> bool:
+    """Whether products with this weight (N, K), for one token and for many, are clearly faster in bf16 on this machine."""
+
+    def find() -> bool:
+        ways: dict[str, Dense | Reordered] = {
+            "fp32": Dense(weight.float()),
+            "bf16": Reordered(weight.to(torch.bfloat16)),
+        }
+        gain = 1.0
+        for size in PAYING:
+            x = _random(size, weight.shape[1])
+            inputs = {"fp32": x, "bf16": x.to(torch.bfloat16)}
+            seconds = measure({name: partial(way, inputs[name]) for name, way in ways.items()})
+            gain *= seconds["fp32"] / seconds["bf16"]
+        return gain > CLEARLY ** len(PAYING)
+
+    return bool(remembered(f"bf16 pays {weight.shape[0]}x{weight.shape[1]}", find))
+
+
+def _random(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))

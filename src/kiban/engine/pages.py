@@ -39,32 +39,33 @@ class Part:
 
 
 class PagedKeys:
-    """Room for num_pages pages. keys and values: for each layer (1, Hkv, num_pages * PAGE, Dh)."""
+    """Room for num_pages pages. both: keys and values, (L, 2, Hkv, num_pages * PAGE, Dh)."""
 
     def __init__(self, config: Any, num_pages: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         """config: a family's, with num_layers, num_kv_heads and head_dim."""
-        shape = (config.num_layers, 1, config.num_kv_heads, num_pages * PAGE, config.head_dim)
+        shape = (config.num_layers, 2, config.num_kv_heads, num_pages * PAGE, config.head_dim)
         # Never read before it is written, and on a CPU not in memory before that.
-        self.keys = torch.empty(shape, dtype=dtype, device=device).unbind()
-        self.values = torch.empty(shape, dtype=dtype, device=device).unbind()
+        self.both = torch.empty(shape, dtype=dtype, device=device)
+        self._layers = self.both.flatten(1, 2).unbind()  # each (2 Hkv, num_pages * PAGE, Dh)
 
     @staticmethod
     def page_bytes(config: Any, dtype: torch.dtype) -> int:
         """Memory of one page in all layers."""
         return int(2 * config.num_layers * config.num_kv_heads * config.head_dim * PAGE * dtype.itemsize)
 
-    def write(self, layer: int, places: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store keys and values (Hkv, N, Dh) of one layer at places (N,)."""
-        self.keys[layer][0].index_copy_(1, places, keys)
-        self.values[layer][0].index_copy_(1, places, values)
+    def write(self, layer: int, places: Tensor, both: Tensor) -> None:
+        """Store keys and behind them values, (2 Hkv, N, Dh), of one layer at places (N,)."""
+        self._layers[layer].index_copy_(1, places, both)
 
-    def read(self, layer: int, places: slice | Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (1, Hkv, N, Dh) of one layer; views if places is a slice."""
-        keys, values = self.keys[layer], self.values[layer]
-        if isinstance(places, slice):
-            first, length = places.start, places.stop - places.start
-            return keys.narrow(2, first, length), values.narrow(2, first, length)
-        return keys.index_select(2, places), values.index_select(2, places)
+    def read(self, layer: int, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (1, Hkv, N, Dh) of one layer, copied."""
+        keys, values = self._layers[layer].index_select(1, places).chunk(2)
+        return keys[None], values[None]
+
+    def views(self, span: slice) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values (1, Hkv, N, Dh) of each layer, without a copy, so they show what is written later too."""
+        parts = self.both.narrow(3, span.start, span.stop - span.start).flatten(0, 1)[:, None].unbind()
+        return list(zip(parts[::2], parts[1::2], strict=True))
 
 
 def places_of(pages: Sequence[int], start: int, end: int) -> Tensor:

@@ -3,44 +3,92 @@ bf16 matrix products are half as fast as float32's on one machine with AVX-512 a
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
+import platform
 import time
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from kiban.config import home
+from kiban.errors import KibanError
+from kiban.files import read_json, write_text
+
 REPEATS = 5
+CACHE = 64 * 2**20  # bytes that displace everything from the caches of most processors
 
 
-def measure(ways: Mapping[str, Callable[[], object]], *, repeats: int = REPEATS) -> dict[str, float]:
-    """Median seconds of each way. The ways take turns, so what else the machine does hits them alike."""
+def measure(
+    ways: Mapping[str, Callable[[], object]], *, repeats: int = REPEATS, before: Callable[[], object] | None = None
+) -> dict[str, float]:
+    """Seconds of the fastest run of each way, since what else a machine does only adds to them. The ways take turns.
+
+    before: done before every single run, off the clock.
+    """
     for work in ways.values():
         work()  # the first call allocates and packs
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, work in ways.items():
+            if before is not None:
+                before()
             start = time.perf_counter()
             work()
             taken[name].append(time.perf_counter() - start)
-    return {name: sorted(times)[len(times) // 2] for name, times in taken.items()}
-
-
-@cache
-def matrix_dtype() -> torch.dtype:
-    """bfloat16 if large matrix products on the CPU are clearly faster with it, else float32."""
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(256, 1024, generator=generator) for _ in range(2))
-    a2, b2 = a.bfloat16(), b.bfloat16()
-    seconds = measure({"fp32": lambda: a @ b.mT, "bf16": lambda: a2 @ b2.mT})
-    return torch.bfloat16 if seconds["bf16"] < 0.7 * seconds["fp32"] else torch.float32
+    return {name: min(times) for name, times in taken.items()}
 
 
 def crossover(few: Callable[[int], object], many: Callable[[int], object], sizes: tuple[int, ...]) -> int:
-    """The largest of the rising sizes up to which few(size) is at least as fast as many(size); 0 if none is."""
-    best = 0
+    """The one of the rising sizes up to which few(size) should be taken, and many(size) beyond; 0 for many(size) always.
+
+    What they read comes from memory, as the weights of a model do that has many layers.
+    """
+    other = torch.zeros(CACHE // 4)
+    best, loss, least = 0, 0.0, 0.0
     for size in sizes:
-        seconds = measure({"few": lambda size=size: few(size), "many": lambda size=size: many(size)})  # type: ignore[misc]
-        if seconds["few"] > seconds["many"]:
-            break
-        best = size
+        ways = {"few": partial(few, size), "many": partial(many, size)}
+        seconds = measure(ways, before=lambda: other.add_(1))
+        # A single size that was measured badly does not decide: what is lost over all sizes up to here does.
+        loss += math.log(seconds["few"] / seconds["many"])
+        if loss <= least:
+            best, least = size, loss
     return best
+
+
+def remembered(question: str, find: Callable[[], Any]) -> Any:
+    """What find() answered on this machine before, else what it answers now; JSON must be able to hold it.
+
+    It is kept in KIBAN_HOME: where two ways are about as fast, every start would choose anew, and with the way the last
+    digits of what a model says would change.
+    """
+    path = home() / "probes.json"
+    machine = f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    known = _known(path).get(machine, {})
+    if question not in known:
+        answer = find()
+        everything = _known(path)  # another process may have measured meanwhile
+        known = everything.setdefault(machine, {})
+        known.setdefault(question, answer)
+        with contextlib.suppress(OSError):  # it is measured again, then
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(everything, indent=1))
+    return known[question]
+
+
+def _known(path: Path) -> dict[str, Any]:
+    with contextlib.suppress(KibanError):  # there is none yet, or it is broken
+        return read_json(path)
+    return {}
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )

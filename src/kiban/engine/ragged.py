@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kiban.engine.pages import PagedKeys, Part, places_of, span_of
 from kiban.nn.attention import attend, causal_context
@@ -21,13 +22,15 @@ class Ragged:
         """window: how many tokens back a query sees, itself included; None for all."""
         self._keys = keys
         self._sizes = [len(part.ids) for part in parts]
-        self._spans = [span_of(part.pages, part.end) for part in parts]
+        spans = [span_of(part.pages, part.end) for part in parts]
+        self._held = [keys.views(span) if isinstance(span, slice) else span for span in spans]
         self._places = torch.cat([places_of(part.pages, part.past, part.end) for part in parts])
         device = torch.device("cpu")
         looks = [
             causal_context(len(part.ids), mask=None, past=part.past, window=window, device=device) for part in parts
         ]
         self._allowed = [(allowed, causal) for allowed, causal, _ in looks]
+        self._one_each = sum(self._sizes) == len(parts) and not any(allowed is not None for allowed, _ in self._allowed)
         self.positions = torch.cat([positions for _, _, positions in looks], dim=1)
         self.tokens = torch.tensor([[id for part in parts for id in part.ids]])
         self.longest = max(part.end for part in parts)
@@ -37,17 +40,22 @@ class Ragged:
             start += len(part.ids)
             self.rows += range(start - part.num_logits, start)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-        """Store keys and values and let each answer look at its own. q: (1, N, H, Dh); k, v: (1, N, Hkv, Dh). Same as q out.
+    def attend(self, q: Tensor, kv: Tensor, layer: int) -> Tensor:
+        """Store keys and values and let each answer look at its own. q: (1, N, H, Dh); kv: (1, N, 2 Hkv, Dh). Same as q out.
 
         One call for each answer is faster than one for all of them padded, since keys are then read where they lie.
         """
-        self._keys.write(layer, self._places, k[0].transpose(0, 1), v[0].transpose(0, 1))
+        self._keys.write(layer, self._places, kv[0].transpose(0, 1))
+        pairs = [held[layer] if isinstance(held, list) else self._keys.read(layer, held) for held in self._held]
+        if self._one_each:
+            # The heads of a group are more queries of one head, as in `attend`; here for all answers at once.
+            rows = q.view(q.shape[1], 1, kv.shape[2] // 2, -1, q.shape[3]).unbind()  # each (1, Hkv, H / Hkv, Dh)
+            mixed = [F.scaled_dot_product_attention(row, *pair) for row, pair in zip(rows, pairs, strict=True)]
+            return torch.cat(mixed).view(q.shape)
         mixed = []
-        for row, span, (allowed, causal) in zip(
-            torch.split(q, self._sizes, dim=1), self._spans, self._allowed, strict=True
+        for row, (keys, values), (allowed, causal) in zip(
+            torch.split(q, self._sizes, dim=1), pairs, self._allowed, strict=True
         ):
-            keys, values = self._keys.read(layer, span)
             look = attend if causal or allowed is None else _folded
             mixed.append(look(row.transpose(1, 2), keys, values, allowed=allowed, causal=causal).transpose(1, 2))
         return torch.cat(mixed, dim=1)

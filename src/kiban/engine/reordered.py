@@ -42,14 +42,19 @@ class Reordered:
         self.weight: Any = weight.contiguous()
         if self.ops:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, TYPICAL_ROWS)
+            # To look operators up takes as long as some of them.
+            linear = torch.ops.mkldnn._linear_pointwise
+            self._plain, self._plus = linear.default, linear.binary
 
     def __call__(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
         """plus: what is added to the result, of its shape."""
         if not self.ops:
-            result = F.linear(x, self.weight, self.bias)
-            result = F.gelu(result) if self.gelu else result
-            return result if plus is None else result + plus
-        linear = torch.ops.mkldnn._linear_pointwise
+            plain = F.linear(x, self.weight, self.bias)
+            plain = F.gelu(plain) if self.gelu else plain
+            return plain if plus is None else plain + plus
+        result: Tensor
         if plus is not None:
-            return torch.as_tensor(linear.binary(x, plus, self.weight, self.bias, "add"))
-        return torch.as_tensor(linear(x, self.weight, self.bias, "gelu" if self.gelu else "none", [], "none"))
+            result = self._plus(x, plus, self.weight, self.bias, "add")
+        else:
+            result = self._plain(x, self.weight, self.bias, "gelu" if self.gelu else "none", [], "none")
+        return result

@@ -11,6 +11,7 @@ from torch import Tensor
 from kiban.generate.sampling import Sampling
 
 Finish = Literal["stop", "length", "cancelled", "error"]
+MAX_FAILURES = 3  # steps of an engine, or batches, that may fail in a row before it counts as failed
 
 
 class Constraint(Protocol):
@@ -78,7 +79,7 @@ class Ticket(Protocol):
 
 @dataclass(frozen=True)
 class Load:
-    """How busy an engine is. more: other gauges, by name."""
+    """How busy an engine is. more: other gauges, by name. failed: it answers nobody any more."""
 
     running: int
     waiting: int
@@ -87,6 +88,7 @@ class Load:
     pages_used: int
     pages: int
     more: Mapping[str, float] = field(default_factory=dict)
+    failed: bool = False
 
     def wait(self, seconds: float) -> float:
         """Seconds until a place in a full queue may be free, 1 to 60, where an answer takes so many lately."""

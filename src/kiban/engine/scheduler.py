@@ -7,6 +7,7 @@ up to the rounding of sums that are taken in another order.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -18,12 +19,13 @@ import torch
 from kiban.engine.answer import Answer, line_of
 from kiban.engine.batch import batched
 from kiban.engine.pages import PAGE, Pages, Part
-from kiban.engine.requests import Load, Piece, Request
+from kiban.engine.requests import MAX_FAILURES, Load, Piece, Request
 from kiban.engine.speculate import Payoff
 from kiban.errors import BusyError, ConfigError, LimitError
 from kiban.generate.text import CausalModel, check_lengths
 from kiban.inputs.tokenizer import Tokenizer
 
+LOGGER = logging.getLogger("kiban.engine")
 GIB = 1 << 30
 COUNTS = (  # totals that `load` tells
     "steps",
@@ -74,7 +76,8 @@ class Scheduler:
         self._waiting: dict[str, deque[Answer]] = {}  # by client, in the order in which they are served
         self._running: list[Answer] = []  # oldest first
         self._paused: deque[Answer] = deque()  # lost their pages to older ones; oldest first
-        self._closing = self._stopped = False
+        self._closing = self._stopped = self._died = False
+        self._failures = 0  # steps that failed since the last one that did not
         self._seconds = 1.0  # that an answer takes, lately
         self._payoff = Payoff() if speculate else None
         self._counts = dict.fromkeys(COUNTS, 0)
@@ -96,7 +99,7 @@ class Scheduler:
         answer = Answer(self.tokenizer, request)
         with self._changed:
             if self._closing:
-                raise BusyError("server", why="is closing")
+                raise BusyError("server", why="has failed" if self._died else "is closing")
             load = self._load()
             if load.waiting >= self.max_waiting + self.max_running - load.running:
                 why = f"{load.waiting} requests are waiting"
@@ -130,6 +133,7 @@ class Scheduler:
             pages_used=self._pages.num_used,
             pages=self._pages.num_pages,
             more={"pages_idle": self._pages.num_idle, **self._counts},
+            failed=self._died or self._failures >= MAX_FAILURES,
         )
 
     # In the thread of the engine ------------------------------------------------------------------------------------
@@ -139,8 +143,11 @@ class Scheduler:
         try:
             while self._turn():
                 pass
+        except Exception as error:
+            LOGGER.critical("engine stopped", exc_info=error)
         finally:  # also after a fault of our own: nobody may wait for ever
             with self._changed:
+                self._died = not self._closing
                 self._closing = self._stopped = True
                 left = list(self._all())
                 for answer in left:
@@ -243,9 +250,12 @@ class Scheduler:
         try:
             logits = self._batch.step([part for _, part in plan])
         except Exception as error:
+            self._failures += 1
+            LOGGER.error("engine fault", exc_info=error)
             for answer, _ in plan:
                 self._finish(answer, Piece("", (), finish="error", error=line_of(error)))
             return
+        self._failures = 0
         self._counts["steps"] += 1
         if self._payoff and all(part.num_logits == len(part.ids) for _, part in plan):
             self._payoff.observe(len(logits), time.perf_counter() - start)

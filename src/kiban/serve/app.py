@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, cast
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -12,9 +13,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from kiban import __version__
-from kiban.errors import ConfigError, KibanError
-from kiban.serve import reading
+from kiban.errors import KibanError
+from kiban.serve import pages, reading
 from kiban.serve.auth import Keys, read_keys
+from kiban.serve.gate import Gate
 from kiban.serve.ledger import Ledger
 from kiban.serve.limits import Guard, said
 from kiban.serve.problems import RefusedError, invalid, refusal_of
@@ -31,26 +33,26 @@ BODIES: Mapping[str, type[BaseModel]] = {
     "/v1/embeddings": EmbeddingRequest,
     "/v1/classify": ClassifyRequest,
 }
-ROUTES = frozenset({*BODIES, "/v1/models", "/healthz", "/metrics", "/openapi.json"})
+ROUTES = frozenset({*BODIES, *pages.ROUTES, "/v1/models", "/healthz", "/metrics", "/openapi.json"})
 
 
 def create_app(models: Mapping[str, Served], settings: Settings) -> FastAPI:
-    """The application over models by name. `app.state.service` is what its routes share.
+    """The application over models by name. `app.state.service` is what its routes share, `app.state.gate` lets in.
 
     Raises ConfigError if the settings would open it to others without a key, or if a file of theirs cannot be used.
     """
-    keys = Keys(None) if settings.keys is None else read_keys(settings.keys)
-    if settings.price_per_hour is None and any(key.monthly_budget is not None for key in keys.keys or ()):
-        hint = "add --price-per-hour, what this machine costs"
-        raise ConfigError("monthly_budget", why="needs a price to count by", hint=hint)
+    priced = settings.price_per_hour is not None
+    keys = Keys(None) if settings.keys is None else read_keys(settings.keys, priced=priced)
     service = Service(models, settings, Ledger(settings.ledger), ROUTES)
     # No pages of FastAPI's own: they load scripts from elsewhere.
     app = FastAPI(title="kiban", version=__version__, docs_url=None, redoc_url=None)
     app.state.service = service
-    app.add_middleware(cast(Any, Guard), service=service, keys=keys)
+    app.state.gate = gate = Gate(service, keys)
+    app.add_middleware(cast(Any, Guard), gate=gate)
     _add_errors(app)
     _add_facts(app, service)
     _add_models(app, service)
+    pages.add_pages(app, service, keys)
     return app
 
 
@@ -99,8 +101,12 @@ def _add_facts(app: FastAPI, service: Service) -> None:
 
     @app.get("/healthz")
     async def healthz() -> Response:
-        status = "closing" if service.draining else "ok"
-        return Json({"status": status}, status_code=503 if service.draining else 200)
+        if service.draining:
+            return Json({"status": "closing"}, status_code=503)
+        failed = [name for name, model in service.models.items() if model.load().failed]
+        if failed:
+            return Json({"status": "failed", "model": failed[0]}, status_code=503)
+        return Json({"status": "ok"})
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -114,6 +120,8 @@ def _facts(model: Served) -> dict[str, Any]:
         facts["max_seq_len"] = model.engine.max_seq_len
     if isinstance(model, Classifier):
         facts["labels"] = list(model.labels)
+    if model.report is not None:
+        facts["report"] = f"/v1/reports/{quote(model.name)}"
     return facts
 
 

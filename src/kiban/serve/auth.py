@@ -5,38 +5,48 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import math
 import re
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kiban.config import from_dict
-from kiban.errors import ConfigError
+from kiban.errors import ConfigError, KibanError
 from kiban.files import exclusive, read_json, write_text
+from kiban.serve import logs
 from kiban.serve.problems import RefusedError
 
 PREFIX = "sk-kiban-"
 NAME = re.compile(r"[\w.@-]{1,64}")
 MAX_KEYS = 10_000
+LOOK = 1.0  # seconds between two looks at the file
 
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """A client. None means no limit. monthly_budget: in the server's currency, by the calendar month in UTC."""
+    """A client. None means no limit. monthly_budget: in the server's currency, by the calendar month in UTC.
+
+    sees_all: whether it is told what other keys use.
+    """
 
     name: str
     sha256: str
     requests_per_minute: int | None = None
     concurrent: int | None = None
     monthly_budget: float | None = None
+    sees_all: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("requests_per_minute", "concurrent"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise ConfigError("key", field=name, why=f"{value!r} is not a whole number above 0")
+        if not isinstance(self.sees_all, bool | None):
+            raise ConfigError("key", field="sees_all", why=f"{self.sees_all!r} is neither true nor false")
         budget = self.monthly_budget
         if budget is not None and (type(budget) not in (int, float) or not 0 <= budget < math.inf):
             raise ConfigError("key", field="monthly_budget", why=f"{budget!r} is not an amount")
@@ -50,10 +60,13 @@ OPEN = Key(name="local", sha256="0" * 64)  # everybody, on a server without keys
 
 
 class Keys:
-    """The keys of a server; none at all makes it open."""
+    """The keys of a server; none at all makes it open. With a path, what changes in the file holds a second later."""
 
-    def __init__(self, keys: Sequence[Key] | None) -> None:
+    def __init__(self, keys: Sequence[Key] | None, path: Path | None = None, *, priced: bool = True) -> None:
+        """priced: whether budgets have a price to count by."""
         self.keys = None if keys is None else tuple(keys)
+        self._path, self._priced, self._looked = path, priced, time.monotonic()
+        self._stamp = None if path is None else _stamp(path)
 
     @property
     def open(self) -> bool:
@@ -64,6 +77,8 @@ class Keys:
         """Whose key the Authorization headers bring. Raises RefusedError 401."""
         if self.keys is None:
             return OPEN
+        if self._path is not None and time.monotonic() - self._looked >= LOOK:
+            self._look(self._path)
         scheme, _, token = authorization[0].partition(b" ") if len(authorization) == 1 else (b"", b"", b"")
         digest = hashlib.sha256(token.strip()).hexdigest()
         # All are compared, each in constant time, so that the time tells nothing about any of them.
@@ -74,12 +89,42 @@ class Keys:
         headers = {"www-authenticate": "Bearer"}
         raise RefusedError(401, message, code="invalid_api_key", kind="authentication_error", headers=headers)
 
+    def _look(self, path: Path) -> None:
+        """Read the file again if it changed; one that cannot be used leaves the keys as they were."""
+        self._looked, stamp = time.monotonic(), _stamp(path)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self.keys = tuple(_checked(path, priced=self._priced))
+        except (KibanError, OSError) as error:
+            logs.event("keys not read", level=logging.ERROR, why=str(error))
+        else:
+            logs.event("keys read", number=len(self.keys))
 
-def read_keys(path: Path) -> Keys:
-    """The keys of a file. Raises ConfigError or FormatError."""
+
+def read_keys(path: Path, *, priced: bool = True) -> Keys:
+    """The keys of a file. priced: as in `Keys`. Raises ConfigError or FormatError."""
     if not path.is_file():
         raise ConfigError(path, why="is missing", hint=f"`kiban serve --new-key NAME --keys {path}` begins one")
-    return Keys(_read(path))
+    return Keys(_checked(path, priced=priced), path, priced=priced)
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file does; None if it is missing."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _checked(path: Path, *, priced: bool) -> list[Key]:
+    keys = _read(path)
+    if not priced and any(key.monthly_budget is not None for key in keys):
+        hint = "add --price-per-hour, what this machine costs"
+        raise ConfigError("monthly_budget", why="needs a price to count by", hint=hint)
+    return keys
 
 
 def _read(path: Path) -> list[Key]:

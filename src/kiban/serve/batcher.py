@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kiban.engine.requests import Load
+from kiban.engine.requests import MAX_FAILURES, Load
 from kiban.errors import BusyError, KibanError
+from kiban.serve import logs
 
 TURN = 8  # texts of one request before the next request has its turn
 
@@ -33,7 +36,8 @@ class _Job:
                 else:
                     self.future.set_exception(error)
 
-        self.loop.call_soon_threadsafe(hand_over)
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever asked
+            self.loop.call_soon_threadsafe(hand_over)
 
 
 class Batcher:
@@ -46,7 +50,8 @@ class Batcher:
         self.function, self.max_batch, self.max_waiting = function, max_batch, max_waiting
         self._jobs: deque[_Job] = deque()
         self._running = 0
-        self._closing = False
+        self._closing = self._died = False
+        self._failures = 0  # batches that failed since the last one that did not
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="kiban batcher", daemon=True)
         self._thread.start()
@@ -57,7 +62,7 @@ class Batcher:
         job = _Job(items, loop.create_future(), loop)
         with self._changed:
             if self._closing:
-                raise BusyError("server", why="is closing")
+                raise BusyError("server", why="has failed" if self._died else "is closing")
             if len(self._jobs) >= self.max_waiting:
                 raise BusyError("server", why=f"{len(self._jobs)} requests are waiting", hint="ask again later")
             self._jobs.append(job)
@@ -67,7 +72,8 @@ class Batcher:
     def load(self) -> Load:
         """How busy it is; it works on one batch at a time."""
         with self._changed:
-            return Load(self._running, len(self._jobs), self.max_batch, self.max_waiting, 0, 0)
+            failed = self._died or self._failures >= MAX_FAILURES
+            return Load(self._running, len(self._jobs), self.max_batch, self.max_waiting, 0, 0, failed=failed)
 
     def close(self, *, drain: float) -> None:
         """Accept nothing more, work off what waits within drain seconds, refuse the rest."""
@@ -82,17 +88,28 @@ class Batcher:
         self._thread.join(timeout=drain + 5)
 
     def _run(self) -> None:
-        while True:
+        slices: list[tuple[_Job, Sequence[Any]]] = []
+        try:
+            while not self._closing or self._jobs:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._jobs or self._closing)
+                    slices = self._take()
+                    self._running = len({id(job) for job, _ in slices})
+                if slices:
+                    self._work(slices)
+                with self._changed:
+                    slices, self._running = [], 0
+                    self._changed.notify_all()
+        except Exception as error:
+            logs.event("batcher stopped", level=logging.CRITICAL, error=error)
+        finally:  # also after a fault of our own: nobody may wait for ever
             with self._changed:
-                self._changed.wait_for(lambda: self._jobs or self._closing)
-                slices = self._take()
-                self._running = len({id(job) for job, _ in slices})
-            if not slices:
-                return
-            self._work(slices)
-            with self._changed:
-                self._running = 0
-                self._changed.notify_all()
+                self._died = not self._closing
+                self._closing, self._running = True, 0
+                left = [job for job, _ in slices] + list(self._jobs)
+                self._jobs.clear()
+            for job in left:
+                job.finish(BusyError("server", why="has failed"))
 
     def _take(self) -> list[tuple[_Job, Sequence[Any]]]:
         """Some items of each request in turn."""
@@ -120,13 +137,16 @@ class Batcher:
                 return
             fault = error if isinstance(error, KibanError) else KibanError("model", why="failed on this input")
             fault.__cause__ = None if fault is error else error
+            if fault is not error:
+                self._failures += 1
+                logs.event("fault", level=logging.ERROR, error=error)
             job = slices[0][0]
             with self._changed:
                 if job in self._jobs:
                     self._jobs.remove(job)
             job.finish(fault)
             return
-        at = 0
+        self._failures = at = 0
         for job, part in slices:
             job.results.extend(results[at : at + len(part)])
             at += len(part)

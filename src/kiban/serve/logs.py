@@ -48,10 +48,11 @@ def _fault(error: BaseException) -> dict[str, Any]:
 
 
 def begin(stream: TextIO | None = None) -> None:
-    """Send this server's lines, and uvicorn's warnings, to a stream, default stderr, as JSON."""
+    """Send this server's lines, and warnings of its engines and of uvicorn, to a stream, default stderr, as JSON."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_Json())
-    for name, level in (("kiban.serve", logging.INFO), ("uvicorn", logging.WARNING), ("asyncio", logging.WARNING)):
+    levels = {"kiban.serve": logging.INFO, **dict.fromkeys(("kiban.engine", "uvicorn", "asyncio"), logging.WARNING)}
+    for name, level in levels.items():
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)

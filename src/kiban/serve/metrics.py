@@ -19,6 +19,7 @@ GAUGES = {
     "max_waiting": "requests that its queue takes",
     "pages_used": "blocks of the cache in use",
     "pages": "blocks of the cache",
+    "failed": "1 if it answers nobody any more",
 }
 
 

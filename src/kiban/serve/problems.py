@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from kiban.config import did_you_mean
@@ -29,6 +30,13 @@ class RefusedError(KibanError):
         super().__init__(message)
         self.status, self.code, self.param, self.headers = status, code, param, dict(headers or {})
         self.kind = kind or ("invalid_request_error" if status < 500 else "server_error")
+
+    @cached_property
+    def raw(self) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        """Headers and body of the answer."""
+        body = encode(self.body())
+        headers = {"content-type": "application/json", "content-length": str(len(body)), **self.headers}
+        return [(name.encode(), value.encode()) for name, value in headers.items()], body
 
     def body(self) -> dict[str, Any]:
         """{"error": {...}}, as OpenAI's clients read it."""

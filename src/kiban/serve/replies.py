@@ -12,8 +12,8 @@ from starlette.types import Receive, Scope, Send
 
 from kiban.engine.requests import Likely
 from kiban.errors import KibanError
+from kiban.generate.constrained import Grammars
 from kiban.serve import logs
-from kiban.serve.constrained import Grammars
 from kiban.serve.logs import Note
 from kiban.serve.problems import RefusedError, encode, refusal_of
 

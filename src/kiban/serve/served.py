@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -23,11 +24,11 @@ from kiban.engine.requests import Load, TextEngine
 from kiban.engine.scheduler import Scheduler
 from kiban.errors import ConfigError
 from kiban.files import read_json
+from kiban.generate.constrained import Grammars
+from kiban.generate.stoppable import Trial
 from kiban.inputs.tokenizer import Tokenizer
 from kiban.serve.batcher import Batcher
-from kiban.serve.constrained import Grammars
 from kiban.serve.problems import TOO_LONG, RefusedError
-from kiban.serve.stoppable import Trial
 
 
 @dataclass(kw_only=True)
@@ -175,6 +176,12 @@ def _classifier(name: str, source: Path, predictor: Predictor) -> Classifier:
     )
 
 
+def bound_caches() -> None:
+    """Before the first product: oneDNN keeps programs for a thousand shapes and more, and texts come in all lengths."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
+
+
 def name_of(source: str) -> str:
     """The name under which a source is served: the folder of its run, the stem of its file, or what it is called."""
     path = Path(source)
@@ -189,16 +196,23 @@ def name_of(source: str) -> str:
 def open_all(
     sources: Sequence[str], *, weights: Weights = "fp32", progress: Progress = silent, **engine: Any
 ) -> tuple[Mapping[str, Served], Trial]:
-    """Open several, each MODEL or NAME=MODEL; the rest as in `open_served`. Raises ConfigError if two have one name."""
-    named = [(name_of(s), s) if not sep else (n, s) for n, sep, s in (_split(source) for source in sources)]
-    names = [name for name, _ in named]
-    for name in names:
-        if names.count(name) > 1:
-            hint = f"give names, for example a={dict(named)[name]}"
-            raise ConfigError("kiban serve", field=name, why="two models have this name", hint=hint)
+    """Open several, each MODEL or NAME=MODEL; the rest as in `open_served`. Raises its errors, and those of `named`."""
+    found = named(sources)
+    bound_caches()
     trial = Trial()
     more: dict[str, Any] = {"weights": weights, "progress": progress, **engine}
-    return {name: open_served(source, name, trial, **more) for name, source in named}, trial
+    return {name: open_served(source, name, trial, **more) for name, source in found.items()}, trial
+
+
+def named(sources: Sequence[str]) -> dict[str, str]:
+    """Sources by the names under which they are served, each MODEL or NAME=MODEL. Raises ConfigError if two have one."""
+    pairs = [(name_of(s), s) if not sep else (n, s) for n, sep, s in (_split(source) for source in sources)]
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            hint = f"give names, for example a={dict(pairs)[name]}"
+            raise ConfigError("kiban serve", field=name, why="two models have this name", hint=hint)
+    return dict(pairs)
 
 
 def _split(source: str) -> tuple[str, str, str]:

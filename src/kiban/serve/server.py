@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import sys
 import time
@@ -52,7 +53,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=protocol_for(limits),
+                http=protocol_for(app.state.gate),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -133,5 +134,8 @@ def run(app: FastAPI, settings: Settings, found: socket.socket, *, on_start: Cal
             on_start(url_of(found))
         await task
 
+    # Else the collector would look through all that was imported and loaded now and then, and stop everybody for 0.2 s.
+    gc.collect()
+    gc.freeze()
     with contextlib.closing(found):
         asyncio.run(serve())

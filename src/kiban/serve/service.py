@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -22,6 +23,14 @@ from kiban.serve.problems import RefusedError
 from kiban.serve.served import Served
 from kiban.serve.settings import Settings
 
+# What a model needs to be able to for the requests of a path.
+ABILITIES = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "generate",
+    "/v1/embeddings": "embed",
+    "/v1/classify": "classify",
+}
+
 
 class Service:
     """The state of a server."""
@@ -33,6 +42,10 @@ class Service:
         self.metrics, self.shares = Metrics(self.models, routes), Shares()
         self.draining = False
         self._seconds: dict[str, float] = {}  # that an answer of each model takes, lately
+        self._places: Counter[str] = Counter()
+        for model in self.models.values():
+            load, paths = model.load(), [path for path, ability in ABILITIES.items() if ability in model.abilities]
+            self._places.update(dict.fromkeys(["", *paths], load.max_running + load.max_waiting))
 
     def find(self, name: str, ability: str) -> Served:
         """The model of this name. Raises RefusedError 404 if there is none, 400 if it has not this ability."""
@@ -48,11 +61,9 @@ class Service:
             raise RefusedError(400, message, code="wrong_model", param="model")
         return found
 
-    @property
-    def places(self) -> int:
-        """Requests that all models together work on or let wait."""
-        loads = [model.load() for model in self.models.values()]
-        return sum(load.max_running + load.max_waiting for load in loads)
+    def places(self, path: str) -> int:
+        """Requests that the models behind a path work on or let wait; of all models for any other path."""
+        return self._places.get(path, self._places[""])
 
     def wait(self, model: Served) -> float:
         """Seconds until a place in a full queue may be free: 1 to 60."""

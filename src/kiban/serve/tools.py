@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from kiban.serve.constrained import CALL, CALL_END, tool_grammar
+from kiban.generate.constrained import CALL, CALL_END, tool_grammar
 from kiban.serve.messages import Chosen, Message, Tool
 from kiban.serve.schemas import ChatRequest
 

@@ -14,11 +14,11 @@ from fastapi import Request
 from starlette.responses import Response
 
 from kiban.engine.requests import Constraint, Likely
-from kiban.errors import FormatError
+from kiban.errors import ConfigError, FormatError
+from kiban.generate.constrained import schema_grammar
 from kiban.generate.sampling import Sampling
 from kiban.serve import tools
 from kiban.serve.answers import MAX_SEED, Answers, Ask
-from kiban.serve.constrained import schema_grammar
 from kiban.serve.messages import ObjectFormat, SchemaFormat
 from kiban.serve.problems import TOO_LONG, RefusedError, busy
 from kiban.serve.replies import Events, Json, chat_logprobs, completion_logprobs
@@ -84,7 +84,10 @@ class Chat:
             self.writer.grammars.token_bytes(prompt[0])  # opens what tells bytes
         if grammar is None:
             return prompt, None
-        return prompt, [self.writer.grammars.constraint(grammar, param=param) for _ in range(body.n or 1)]
+        try:
+            return prompt, [self.writer.grammars.constraint(grammar, field=param) for _ in range(body.n or 1)]
+        except ConfigError as error:
+            raise RefusedError(400, str(error), param=param, code="invalid_schema") from error
 
     def _states(self) -> list[_Told]:
         names = [tool.function.name for tool in tools.offered(self.body)]

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from kiban import zoo
 from kiban.adopt.strategies.base import Job, Task
 from kiban.adopt.strategies.classifier import refuse_unless_text
 from kiban.engine.decoder import DecoderPlan
-from kiban.engine.probe import matrix_dtype
 from kiban.files import read_json
 from kiban.generate.few_shot import CONTENT_FREE, ChoicePrompt, NearestExamples
 from kiban.generate.score import ChoiceScorer, calibrate
@@ -44,8 +42,8 @@ class PromptPredictor:
         """fast: compute in bf16 where that is faster; for choosing among candidates, not for answers that are kept."""
         assert loaded.tokenizer is not None
         model: CausalModel = loaded.module  # type: ignore[assignment]
-        if fast and matrix_dtype() == torch.bfloat16 and DecoderPlan.fits(loaded):
-            model = DecoderPlan(loaded, weights="bf16")
+        if fast and DecoderPlan.fits(loaded):
+            model = DecoderPlan(loaded, weights="auto")
         self.loaded, self.labels, self.strategy, self.language = loaded, tuple(labels), strategy, language
         self.examples, self.shots, self.max_text_tokens = tuple(examples), shots, max_text_tokens
         self.prompt = ChoicePrompt(loaded.tokenizer, self.labels, language, max_text_tokens)

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from kiban.errors import ConfigError, KibanError
+from kiban.generate.stoppable import LIMITS, Trial
 from kiban.inputs.backends import Fast
 from kiban.inputs.tokenizer import Tokenizer
-from kiban.serve.problems import RefusedError
-from kiban.serve.stoppable import LIMITS, Trial
 
 MAX_GRAMMAR = 64 * 1024  # characters
 KEPT = 64  # compiled grammars
@@ -63,13 +62,12 @@ class Grammars:
         self._library: Any = None
         self._lock = threading.Lock()
 
-    def constraint(self, grammar: str, *, param: str) -> Following:
-        """What an answer by this grammar may be; blocks while it compiles. Raises RefusedError that names param."""
+    def constraint(self, grammar: str, *, field: str) -> Following:
+        """What an answer by this grammar may be; blocks while it compiles. Raises ConfigError about the field."""
         from llguidance import LLMatcher, LLParserLimits
 
         if len(grammar) > MAX_GRAMMAR:
-            why = f"its {len(grammar):,} characters as a grammar are more than {MAX_GRAMMAR:,}"
-            raise RefusedError(400, f"{param}: {why}", param=param)
+            raise ConfigError(field, why=f"its {len(grammar):,} characters as a grammar are more than {MAX_GRAMMAR:,}")
         with self._lock:
             found: Any = self._compiled.get(grammar)
             if found is not None:
@@ -82,7 +80,7 @@ class Grammars:
                 error = found.get_error()
             if error:
                 why = "oneOf is not supported; write anyOf" if "coerce_one_of" in error else error.splitlines()[0][:300]
-                raise RefusedError(400, f"{param}: {why}", param=param, code="invalid_schema")
+                raise ConfigError(field, why=why)
             with self._lock:
                 self._compiled[grammar] = found
                 if len(self._compiled) > KEPT:
