@@ -175,5 +175,5 @@ def test_a_reduced_run_leaves_numbers_and_pictures(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(14400)
 def test_the_exhibit_passes_its_bars(tmp_path: Path) -> None:
-    outcome = run(EXHIBIT, tmp_path / "run")
+    outcome = run(EXHIBIT, tmp_path / "run", seeds=4)
     assert outcome.passed, outcome.table("en")
