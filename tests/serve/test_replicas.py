@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -28,7 +29,7 @@ from kiban.errors import ConfigError, ModelNotFoundError
 from kiban.serve.replicas import ALONE, open_replicas
 from kiban.serve.served import open_all
 
-needs_ray = pytest.mark.skipif(shutil.which("ray") is None, reason="ray is an extra")
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is an extra")
 CHAT, COMPLETE, CLASSIFY = "/v1/chat/completions", "/v1/completions", "/v1/classify"
 HELLO = [{"role": "user", "content": "こんにちは"}]
 YES_NO = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["yes", "no"]}}}

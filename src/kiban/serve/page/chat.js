@@ -61,7 +61,11 @@ export function beginChat(models) {
     running = new AbortController();
     tell(send, "stop");
     scrollTo(0, document.body.scrollHeight);
-    let usage = null, finish = null, first = null, last = null;
+    let usage = null, finish = null, first = null, last = null, unseen = "";
+    const appear = () => {
+      following(() => words.appendData(unseen));
+      unseen = "";
+    };
     try {
       const [path, body] = request(turn);
       for await (const event of events(await ask(path, { body, signal: running.signal }))) {
@@ -73,13 +77,15 @@ export function beginChat(models) {
         last = performance.now();
         first ??= last;
         turn.text += piece;
-        following(() => words.appendData(piece));
+        if (!unseen) requestAnimationFrame(appear); // a fast model must not keep the page from its buttons
+        unseen += piece;
       }
       told(foot, usage, finish, last - first);
     } catch (error) {
       if (error.name === "AbortError") tell(foot.appendChild(make("span")), "stopped");
       else failed(turn, foot, error);
     }
+    appear();
     turn.lost = !turn.text;
     turn.answer.ariaBusy = "false";
     if (turn.text) foot.prepend(copier(turn));
