@@ -81,17 +81,7 @@ def tiny_bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def byte_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     """Its tokens are bytes, so a Japanese character takes three."""
-    from tokenizers import Tokenizer as Library
-    from tokenizers import decoders, models, pre_tokenizers
+    from byte_tokenizer import byte_tokenizer as made
 
-    from kiban.inputs.tokenizer import Tokenizer
-
-    folder: Path = tmp_path_factory.mktemp("bytes")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    library = Library(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    library.decoder = decoders.ByteLevel()
-    library.add_special_tokens(["<end>", "<pad>"])
-    library.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"eos_token": "<end>", "pad_token": "<pad>"}', "utf-8")
-    return Tokenizer.from_folder(folder)
+    folder = tmp_path_factory.mktemp("bytes")
+    return made(folder, ("<end>", "<pad>"), eos_token="<end>", pad_token="<pad>")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from byte_tokenizer import byte_tokenizer
+from byte_tokenizer import chat_tokenizer
 from kiban.errors import ConfigError
 from kiban.generate.constrained import CALL, CALL_END, Following, Grammars, schema_grammar, tool_grammar
 from kiban.generate.stoppable import Trial
@@ -25,7 +25,7 @@ POINT = {
 
 @pytest.fixture(scope="module")
 def grammars(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grammars]:
-    tokenizer, trial = byte_tokenizer(tmp_path_factory.mktemp("bytes")), Trial()
+    tokenizer, trial = chat_tokenizer(tmp_path_factory.mktemp("bytes")), Trial()
     yield Grammars(tokenizer, tokenizer.vocab_size + 5, trial)
     trial.close()
 

@@ -16,7 +16,7 @@ import httpx
 import pytest
 import torch
 
-from byte_tokenizer import byte_tokenizer
+from byte_tokenizer import chat_tokenizer
 from kiban import zoo
 from kiban.adopt.strategies import strategy
 from kiban.adopt.strategies.base import Candidate, Job, Rows, Task
@@ -84,12 +84,20 @@ class Live:
 @pytest.fixture(scope="session")
 def chat_model(tmp_path_factory: pytest.TempPathFactory) -> zoo.Loaded:
     """A random Llama over bytes, with a chat template and control tokens."""
-    tokenizer = byte_tokenizer(tmp_path_factory.mktemp("chat-bytes"))
+    tokenizer = chat_tokenizer(tmp_path_factory.mktemp("chat-bytes"))
     config = LlamaConfig(
         vocab_size=tokenizer.vocab_size, num_layers=2, dim=32, num_heads=4, num_kv_heads=2, ffn_dim=64, max_seq_len=4096
     )
     module = zoo.initialise(Llama(config), torch.Generator().manual_seed(0)).eval()
     return zoo.Loaded(zoo.families()["llama"], config, module, tokenizer, None, (), "tiny-chat", None)
+
+
+@pytest.fixture(scope="session")
+def chat_folder(chat_model: zoo.Loaded, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The chat model as a Hugging Face folder."""
+    folder = tmp_path_factory.mktemp("served") / "tiny-chat"
+    zoo.save(chat_model, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -17,18 +17,10 @@ import httpx
 import openai
 import pytest
 
-from kiban import zoo
 from kiban.serve.auth import new_key
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hi"}]
-
-
-@pytest.fixture(scope="module")
-def chat_folder(chat_model: zoo.Loaded, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("served") / "tiny-chat"
-    zoo.save(chat_model, folder)
-    return folder
 
 
 @pytest.fixture

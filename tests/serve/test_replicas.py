@@ -24,7 +24,6 @@ import httpx
 import psutil
 import pytest
 
-from kiban import zoo
 from kiban.errors import ConfigError, ModelNotFoundError
 from kiban.serve.replicas import ALONE, open_replicas
 from kiban.serve.served import open_all
@@ -100,13 +99,6 @@ class Command:
         with sqlite3.connect(self.folder / "ledger.sqlite") as database:
             requests, cost = database.execute("SELECT SUM(requests), SUM(cost) FROM usage").fetchone()
         return requests or 0, cost or 0
-
-
-@pytest.fixture(scope="module")
-def chat_folder(chat_model: zoo.Loaded, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("served") / "tiny-chat"
-    zoo.save(chat_model, folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ import torch
 
 from kiban import zoo
 from kiban.errors import KibanError
-from kiban.inputs.tokenizer import Tokenizer
 from kiban.serve.vllm import command, folder_of
+from word_gpt import word_gpt
 
 STAND_IN = """#!{python}
 import http.server, json, os, signal, sys
@@ -71,33 +71,9 @@ def start(vllm: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 @pytest.fixture(scope="module")
-def chat_folder(chat_model: zoo.Loaded, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("served") / "tiny-chat"
-    zoo.save(chat_model, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def gguf_model(tmp_path_factory: pytest.TempPathFactory) -> zoo.Loaded:
     """A small GPT with a tokenizer that GGUF can hold."""
-    from tokenizers import Tokenizer as Library
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
-    folder = tmp_path_factory.mktemp("words")
-    library = Library(models.BPE())
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    library.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=512, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"], show_progress=False
-    )
-    library.train_from_iterator(["I am a cat; as yet I have no name."] * 9, trainer)
-    library.add_special_tokens([f"<|{i}|>" for i in range(512 - library.get_vocab_size())])  # the model's 512
-    library.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}')
-    model = zoo.create("gpt-tiny", generator=torch.Generator().manual_seed(0))
-    model.tokenizer = Tokenizer.from_folder(folder)
-    return model
+    return word_gpt(["I am a cat; as yet I have no name."] * 9, tmp_path_factory.mktemp("words"))
 
 
 def test_it_becomes_vllm_and_ends_as_vllm_ends(start: Any, chat_folder: Path, vllm: Path) -> None:

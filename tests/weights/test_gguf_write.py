@@ -10,8 +10,8 @@ import torch
 from kiban import zoo
 from kiban.errors import ConfigError, KibanError
 from kiban.inputs.learn import train_bpe
-from kiban.inputs.tokenizer import Tokenizer
 from kiban.weights.gguf_write import write_gguf
+from word_gpt import word_gpt
 
 TEXT = ["吾輩は猫である。名前はまだ無い。", "I am a cat; as yet I have no name. I'm 12 years old."]
 
@@ -19,24 +19,7 @@ TEXT = ["吾輩は猫である。名前はまだ無い。", "I am a cat; as yet 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> zoo.Loaded:
     """gpt-tiny with a byte-level BPE of its own that cuts text as GPT-2 does."""
-    from tokenizers import Tokenizer as Library
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
-    folder = tmp_path_factory.mktemp("words")
-    library = Library(models.BPE())
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    library.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=512, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"], show_progress=False
-    )
-    library.train_from_iterator(TEXT * 50, trainer)
-    library.add_special_tokens([f"<|{i}|>" for i in range(512 - library.get_vocab_size())])
-    library.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}')
-    model = zoo.create("gpt-tiny", generator=torch.Generator().manual_seed(0))
-    model.tokenizer = Tokenizer.from_folder(folder)
-    return model
+    return word_gpt(TEXT * 50, tmp_path_factory.mktemp("words"))
 
 
 def test_a_model_comes_back_with_equal_weights_and_ids(loaded: zoo.Loaded, tmp_path: Path) -> None:
