@@ -27,6 +27,8 @@ from kiban.nn.cache import KVCache
 from kiban.nn.feedforward import GatedFeedForward
 from kiban.weights.names import RopeHalves
 
+Mix = Callable[[Tensor, Tensor, int], Tensor]
+"""Attention by queries (B, T, H, Dh), keys and behind them values (B, T, 2 Hkv, Dh), and the number of the layer."""
 Weights = Literal["auto", "fp32", "bf16", "int8", "int4"]
 
 
@@ -113,10 +115,10 @@ class DecoderPlan:
                 k, v = cache.append(layer, k, v)
             return attend(q, k, v, allowed=allowed, causal=causal).transpose(1, 2)
 
-        x = self._hidden(tokens, self._turn(positions, past + length), mix)
+        x = self.hidden(tokens, _complex(self.turn(positions, past + length)), mix)
         if cache is not None:
             cache.advance(length)
-        return self._logits(x[:, -1:] if last_only else x)
+        return self.logits(x[:, -1:] if last_only else x)
 
     @torch.inference_mode()
     def step(self, parts: Sequence[Part], keys: PagedKeys) -> Tensor:
@@ -125,11 +127,12 @@ class DecoderPlan:
         Stores their keys; logits (sum of num_logits, V) float32, in the order of parts.
         """
         ragged = Ragged(parts, keys, window=self.config.sliding_window)
-        x = self._hidden(ragged.tokens, self._turn(ragged.positions, ragged.longest), ragged.attend)
-        return self._logits(x[0, ragged.rows]) if ragged.rows else torch.empty(0, self.config.vocab_size)
+        turn = self.turn(ragged.positions, ragged.longest)
+        x = self.hidden(ragged.tokens, _complex(turn), ragged.attend)
+        return self.logits(x[0, ragged.rows]) if ragged.rows else torch.empty(0, self.config.vocab_size)
 
-    def _hidden(self, tokens: Tensor, turn: Tensor, mix: Callable[[Tensor, Tensor, int], Tensor]) -> Tensor:
-        """States (B, T, D) before the final norm. mix: attention by queries (B, T, H, Dh), keys and values, layer.
+    def hidden(self, tokens: Tensor, rotate: Callable[[Tensor], Tensor], mix: Mix) -> Tensor:
+        """States (B, T, D) before the final norm. rotate: queries, keys and values (B, T, H + 2 Hkv, Dh) by their positions.
 
         Few and small operations: for one token they cost as much as the products. So keys and values stay together, and the
         rotation takes values along, turned by nothing.
@@ -139,15 +142,14 @@ class DecoderPlan:
         x = F.embedding(tokens.flatten(), self.table).float()  # (B T, D)
         for number, layer in enumerate(self.layers):
             h = layer.qkv(self._normed(x, layer.norm1)).float()  # (B T, (H + 2 Hkv) Dh)
-            pairs = torch.view_as_complex(h.view(*shape[:3], -1, 2)) * turn  # (B, T, H + 2 Hkv, Dh / 2)
-            h = torch.view_as_real(pairs).view(shape)
+            h = rotate(h.view(shape))
             mixed = mix(h[:, :, : c.num_heads], h[:, :, c.num_heads :], number)  # (B, T, H, Dh)
             x = x + layer.out(mixed.flatten(2).flatten(0, 1).to(self.dtype))
             gate, up = layer.gate_up(self._normed(x, layer.norm2)).chunk(2, -1)
             x = x + layer.down(F.silu(gate).mul_(up))
         return x.view(*tokens.shape, -1)
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def logits(self, x: Tensor) -> Tensor:
         """States (..., D) to logits (..., V) float32."""
         return self.head(self._normed(x, self.norm)).float()
 
@@ -161,7 +163,7 @@ class DecoderPlan:
         self._floor = torch.tensor(math.sqrt(self.config.dim * self.config.norm_eps))
         return weight.detach().float() * math.sqrt(self.config.dim)
 
-    def _turn(self, positions: Tensor, most: int) -> Tensor:
+    def turn(self, positions: Tensor, most: int) -> Tensor:
         """exp(i position frequency) for queries and keys and 1 for values, (B or 1, T, H + 2 Hkv, Dh / 2) complex64.
 
         It comes from a table that grows by doubling.
@@ -204,3 +206,13 @@ class DecoderPlan:
             gate_up=self._pack(gate_up),
             down=self._pack(ffn.down.weight.detach().float()),
         )
+
+
+def _complex(turn: Tensor) -> Callable[[Tensor], Tensor]:
+    """What rotates by one product of complex numbers, turn as `DecoderPlan.turn` makes it."""
+
+    def rotate(h: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(h.unflatten(-1, (-1, 2))) * turn  # (B, T, H + 2 Hkv, Dh / 2)
+        return torch.view_as_real(pairs).flatten(-2)
+
+    return rotate
