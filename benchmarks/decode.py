@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from torch import Tensor
 import kiban.zoo as zoo
 from common import arguments, finish, medians, table
 from kiban.catalogue.pull import pull
+from kiban.engine.compiled import Compiled
 from kiban.engine.decoder import DecoderPlan
+from kiban.engine.pages import PAGE, PagedKeys, Part
 from kiban.evaluate.fidelity import fidelity
 
 PROMPT, NEW, PREFILL = 64, 64, 512
@@ -50,6 +53,42 @@ def greedy(model: Any, prompt: Tensor) -> list[int]:
         if len(found) == NEW:
             return found
         logits = model(torch.tensor([[found[-1]]]), cache=cache, last_only=True)
+
+
+class Stepped:
+    """A plan whose steps are compiled, with the face of `greedy`."""
+
+    def __init__(self, plan: DecoderPlan) -> None:
+        self.pages = list(range(-(-PREFILL // PAGE)))
+        self.keys = PagedKeys(plan.config, len(self.pages), dtype=torch.float32)
+        self.plan, self.fast = plan, Compiled(plan, self.keys, patience=1)
+
+    def compile(self) -> None:
+        """Wait for the libraries, which takes minutes the first time."""
+        while not self.fast.done:
+            self.fast([Part([1], 1, [0])])
+            time.sleep(0.5)
+
+    @torch.inference_mode()
+    def __call__(self, prompt: Tensor) -> list[int]:
+        """NEW ids after the prompt."""
+        found = [int(self.plan.step([Part(prompt[0].tolist(), 0, self.pages)], self.keys)[0].argmax())]
+        while len(found) < NEW:
+            found.append(int(self._next(found[-1], PROMPT + len(found) - 1).argmax()))
+        return found
+
+    @torch.inference_mode()
+    def logits(self, ids: Tensor) -> Tensor:
+        """(1, T, V), token by token."""
+        first, *rest = ids[0].tolist()
+        rows = [self.plan.step([Part([first], 0, self.pages)], self.keys)]
+        rows += [self._next(id, place) for place, id in enumerate(rest, 1)]
+        return torch.stack(rows, dim=1)
+
+    def _next(self, id: int, past: int) -> Tensor:
+        logits = self.fast([Part([id], past, self.pages)])
+        assert logits is not None
+        return logits
 
 
 def huggingface(loaded: zoo.Loaded, dtype: torch.dtype) -> Any:
@@ -146,6 +185,11 @@ def main() -> None:
             faith[f"kiban {weights}"] = faithfulness(plan, exact, ids)
             decode[f"kiban {weights}"] = lambda plan=plan: greedy(plan, prompt)  # type: ignore[misc]
             prefill[f"kiban {weights}"] = lambda plan=plan: plan(ids, last_only=True)  # type: ignore[misc]
+        stepped = Stepped(plan)  # of int4, the last one
+        stepped.compile()
+        decode["kiban int4, compiled"] = lambda: stepped(prompt)
+        faith["kiban int4, compiled"] = faithfulness(stepped.logits, exact, ids)
+        prefill["kiban int4, compiled"] = prefill["kiban int4"]
         seconds, reading = medians(decode, options.repeats), medians(prefill, options.repeats)
         for other in others.values():
             other.close()

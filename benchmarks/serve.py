@@ -5,7 +5,7 @@
 Chat: eight clients at once, in a process of their own, ask SmolLM2-135M for streams of 64 tokens; prompts have 16 to 240
 tokens of English, other ones in every round, so that no cache knows them. Hugging Face has the same prompts as one batch.
 Embeddings: eight clients send 250 texts of mixed lengths to MiniLM, four at a time. Every server is a process of its own,
-and they take turns. cpu_ms is the processor time of a token or text.
+and they take turns; ours first write until their steps are compiled. cpu_ms is the processor time of a token or text.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from decode import NAME, huggingface, requantised, text_ids
 from embed import texts
 from kiban.api import sentence_length
 from kiban.catalogue.pull import pull
+from kiban.engine.compiled import SIZES
 from kiban.inputs.batch import pad_batch
 
 LENGTHS, NEW, SLOTS = (16, 48, 80, 112, 144, 176, 208, 240), 64, 8
@@ -158,6 +159,17 @@ def chatting(clients: Clients, server: Server, prompts: list[list[str]]) -> Roun
     return work
 
 
+def compiled(server: Server, work: Round) -> None:
+    """Let a server of ours write until its steps are compiled, which takes minutes the first time."""
+    work(0)
+    while True:
+        with urllib.request.urlopen(server.url + "/metrics", timeout=60) as answer:
+            text = answer.read().decode()
+        if f'kiban_engine_compiled{{model="chat"}} {float(len(SIZES))}' in text:
+            return
+        work(0)
+
+
 def generating(loaded: zoo.Loaded, dtype: torch.dtype, prompts: list[list[str]]) -> Round:
     """The same with Hugging Face: one batch, padded on the left, which never ends early."""
     model, tokenizer = huggingface(loaded, dtype), loaded.tokenizer
@@ -265,6 +277,7 @@ def main() -> None:
         for name, weights in (("kiban int4", "int4"), ("kiban fp32", "fp32")):
             server = stack.enter_context(kiban(threads, f"chat={NAME}", "--weights", weights))
             ways[name] = chatting(clients, server, prompts)
+            compiled(server, ways[name])
         for name, server in stack.enter_context(servers_of_llama(options.llama_server, path, threads)).items():
             ways[name] = chatting(clients, server, prompts)
         for name, dtype in (("Hugging Face fp32", torch.float32), ("Hugging Face bf16", torch.bfloat16)):

@@ -35,6 +35,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from common import RESULTS, finish, table
 from kiban.adopt.strategies import strategy
 from kiban.adopt.strategies.base import Candidate, Job, Rows, Task
+from kiban.engine.compiled import SIZES
 from kiban.serve.auth import new_key
 from soak_clients import KEYS, Load
 
@@ -149,6 +150,9 @@ async def soak(server: Server, minutes: float) -> dict[str, Any]:
     load, rows, begun = Load(server.url, server.keys, server.texts), [], time.monotonic()
     await load.fill(server.pages, 15 * minutes)
     await load.run(min(120.0, 6 * minutes))  # caches of grammars fill, threads start
+    while server.gauges("lm")["compiled"] < len(SIZES):
+        await asyncio.sleep(30)  # the child that compiles has the lowest priority
+        await load.run(10)
     before, warm = server.idle(), load.seen.total
     task = asyncio.create_task(load.run(60 * minutes))
     while not task.done():

@@ -102,7 +102,7 @@ def test_digests_tell_all_that_came_before() -> None:
 def test_keys_are_read_where_they_were_written() -> None:
     config = LlamaConfig(vocab_size=4, num_layers=2, dim=8, num_heads=2, num_kv_heads=2, ffn_dim=8)
     store = PagedKeys(config, 8, dtype=torch.float32)
-    assert store.both.nbytes == 8 * PagedKeys.page_bytes(config, torch.float32)
+    assert store.both.nbytes == (8 + 1) * PagedKeys.page_bytes(config, torch.float32)
     length = 2 * PAGE + 7
     generator = torch.Generator().manual_seed(0)
     for pages in ([2, 3, 4], [6, 0, 5]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -102,7 +103,7 @@ class Answer:
 
     def _chosen(self, logits: Tensor) -> Piece:
         """The next token by logits (V,). Raises KibanError on NaN, and what the constraint raises."""
-        if bool(logits.isnan().any()):
+        if math.isnan(float(logits.max())):  # NaN wins, and this is several times as fast as a look at each
             raise KibanError("model", why="computed NaN for this prompt")
         constraint, scores = self.request.constraint, logits
         if constraint is not None:

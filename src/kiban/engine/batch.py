@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from kiban.engine.compiled import Compiled
 from kiban.engine.decoder import DecoderPlan
 from kiban.engine.pages import PAGE, PagedKeys, Part, places_of, span_of
 from kiban.errors import LimitError
@@ -22,11 +23,20 @@ class BatchModel(Protocol):
         """Store the keys of all new tokens; logits (sum of num_logits, V) float32, in the order of parts."""
         ...
 
+    @property
+    def num_compiled(self) -> int:
+        """Sizes of steps that are compiled."""
+        ...
 
-def batched(model: CausalModel, memory: int, most: int) -> tuple[BatchModel, int]:
+    def close(self) -> None:
+        """End what runs beside it."""
+        ...
+
+
+def batched(model: CausalModel, memory: int, most: int, *, compiled: bool = False) -> tuple[BatchModel, int]:
     """A model over pages of keys, and their number: at most `most`, and at most memory bytes in all.
 
-    Raises LimitError if not a single page fits.
+    compiled: let a child compile steps of few answers. Raises LimitError if not a single page fits.
     """
     dtype = next(model.parameters()).dtype if isinstance(model, nn.Module) else torch.float32
     size = PagedKeys.page_bytes(model.config, dtype)
@@ -34,18 +44,32 @@ def batched(model: CausalModel, memory: int, most: int) -> tuple[BatchModel, int
         raise LimitError("memory", why=f"{memory} bytes do not hold the keys of {PAGE} tokens, which take {size}")
     num_pages = min(most, memory // size)
     keys = PagedKeys(model.config, num_pages, dtype=dtype, device=device_of(model))
-    return (Flat(model, keys) if isinstance(model, DecoderPlan) else Padded(model, keys)), num_pages
+    if not isinstance(model, DecoderPlan):
+        return Padded(model, keys), num_pages
+    return Flat(model, keys, Compiled(model, keys) if compiled else None), num_pages
 
 
 class Flat:
     """A plan that takes the tokens of all answers as one row."""
 
-    def __init__(self, plan: DecoderPlan, keys: PagedKeys) -> None:
-        self.plan, self.keys = plan, keys
+    def __init__(self, plan: DecoderPlan, keys: PagedKeys, fast: Compiled | None = None) -> None:
+        """fast: what takes steps that suit it."""
+        self.plan, self.keys, self.fast = plan, keys, fast
 
     def step(self, parts: Sequence[Part]) -> Tensor:
         """As `BatchModel` says."""
-        return self.plan.step(parts, self.keys)
+        logits = None if self.fast is None else self.fast(parts)
+        return self.plan.step(parts, self.keys) if logits is None else logits
+
+    @property
+    def num_compiled(self) -> int:
+        """As `BatchModel` says."""
+        return 0 if self.fast is None else self.fast.num_ready
+
+    def close(self) -> None:
+        """As `BatchModel` says."""
+        if self.fast is not None:
+            self.fast.close()
 
 
 class Padded:
@@ -65,6 +89,14 @@ class Padded:
             if number not in rows:
                 rows[number] = self._alone(part)
         return torch.cat([rows[number] for number in range(len(parts))])
+
+    @property
+    def num_compiled(self) -> int:
+        """As `BatchModel` says."""
+        return 0
+
+    def close(self) -> None:
+        """As `BatchModel` says."""
 
     def _singles(self, parts: Sequence[Part]) -> Tensor:
         """Logits (B, V) of parts with one token each."""

@@ -1,8 +1,8 @@
-"""A Llama arranged for speed on a CPU: q, k, v as one matrix, gate and up as one matrix, and weights in fewer bits.
+"""A Llama arranged for speed: q, k, v as one matrix, gate and up as one matrix, and on a CPU weights in fewer bits.
 
 Rotary pairs are interleaved inside the plan, unlike everywhere else in kiban: one product of complex numbers then turns
-queries and keys. Attention does not notice, since both are permuted alike. Sums along the layers, attention and the keys
-stay in float32 whatever the weights are.
+queries and keys. Attention does not notice, since both are permuted alike. Sums along the layers stay in float32 whatever
+the weights are, attention and the keys on a CPU too; a GPU has them in the weights' dtype.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ Weights = Literal["auto", "fp32", "bf16", "int8", "int4"]
 
 
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
+    """Its weights."""
+
     norm1: Tensor
     qkv: Dense | Packed | Reordered
     out: Dense | Packed | Reordered
@@ -48,9 +50,9 @@ class DecoderPlan:
     weights: "fp32" is exact; "bf16" halves, "int8" quarters and "int4" eighths what a token has to read; "auto" is bf16
     where that is measured to be clearly faster, else fp32. The matrix of the output stays in int8 at "int4", as GGUF files
     have it. copy: keep a bf16 copy of packed weights for prompts, which makes them several times faster where bf16 matrix
-    products are fast; None measures whether it does.
+    products are fast; None measures whether it does. It works on the device where the model's weights lie.
 
-    Raises ConfigError if the model is not a bare decoder or the weights are unknown.
+    Raises ConfigError if the model is not a bare decoder, or the weights are unknown or, being packed, not on a CPU.
     """
 
     def __init__(self, loaded: zoo.Loaded, *, weights: Weights = "fp32", copy: bool | None = None) -> None:
@@ -60,18 +62,35 @@ class DecoderPlan:
             raise ConfigError("weights", field=str(weights), why="unknown", hint=f"known: {get_args(Weights)}")
         module: Any = loaded.module
         blocks = list(module.blocks)
+        self.device: torch.device = module.embed.weight.device
+        on_gpu = self.device.type != "cpu"
+        if on_gpu and weights in ("int8", "int4"):
+            raise ConfigError("weights", field=weights, why="is for CPUs", hint="bf16 on a GPU")
         with torch.no_grad():
             if weights == "auto":
-                weights = "bf16" if bf16_pays(blocks[0].ffn.gate.weight) else "fp32"
+                pays = torch.cuda.is_bf16_supported() if on_gpu else bf16_pays(blocks[0].ffn.gate.weight)
+                weights = "bf16" if pays else "fp32"
             self.config, self.weights = loaded.config, weights
             self.dtype = torch.float32 if weights == "fp32" else torch.bfloat16
-            self._pack = self._packer(blocks[0].ffn.gate.weight.detach().float(), copy)
+            self.keys_dtype = self.dtype if on_gpu else torch.float32
+            self._pack = self._packer(blocks[0].ffn.gate.weight.detach(), copy)
             self.table = module.embed.weight.detach().to(self.dtype)  # (V, D)
             self.layers = [self._layer(block) for block in blocks]
             self.norm = self._scaled(module.norm.weight)
-            head = module.head.weight.detach().float()
-            self.head = settled(Int8, head, copy=copy) if weights in ("int8", "int4") else self._pack(head)
+            head = module.head.weight.detach()
+            if weights in ("int8", "int4"):
+                self.head: Dense | Packed | Reordered = settled(Int8, head.float(), copy=copy)
+            else:
+                self.head = self._pack(self.table if head.data_ptr() == module.embed.weight.data_ptr() else head)
         self._turns = torch.empty(0)
+
+    @classmethod
+    def of(cls, config: Any, dtype: torch.dtype, table: Tensor, norm: Tensor, layers: list[Layer]) -> DecoderPlan:
+        """What makes states, from the tensors of another plan; it has no head. config: what `hidden` reads of one."""
+        made = cls.__new__(cls)
+        made.config, made.dtype, made.table, made.norm, made.layers = config, dtype, table, norm, layers
+        made._floor = torch.tensor(math.sqrt(config.dim * config.norm_eps), device=table.device)
+        return made
 
     @staticmethod
     def fits(loaded: zoo.Loaded) -> bool:
@@ -93,9 +112,9 @@ class DecoderPlan:
         return total + (0 if shared else self.table.numel() * self.table.element_size())
 
     def make_cache(self, batch: int, max_len: int) -> KVCache:
-        """An empty cache for batch sequences of at most max_len tokens, in float32."""
-        c = self.config
-        return KVCache(c.num_layers, batch, c.num_kv_heads, c.head_dim, max_len)
+        """An empty cache for batch sequences of at most max_len tokens."""
+        c, place = self.config, {"dtype": self.keys_dtype, "device": self.device}
+        return KVCache(c.num_layers, batch, c.num_kv_heads, c.head_dim, max_len, **place)  # type: ignore[arg-type]
 
     @torch.inference_mode()
     def __call__(
@@ -115,7 +134,7 @@ class DecoderPlan:
                 k, v = cache.append(layer, k, v)
             return attend(q, k, v, allowed=allowed, causal=causal).transpose(1, 2)
 
-        x = self.hidden(tokens, _complex(self.turn(positions, past + length)), mix)
+        x = self.hidden(tokens, self.rotation(positions, past + length), mix)
         if cache is not None:
             cache.advance(length)
         return self.logits(x[:, -1:] if last_only else x)
@@ -127,9 +146,8 @@ class DecoderPlan:
         Stores their keys; logits (sum of num_logits, V) float32, in the order of parts.
         """
         ragged = Ragged(parts, keys, window=self.config.sliding_window)
-        turn = self.turn(ragged.positions, ragged.longest)
-        x = self.hidden(ragged.tokens, _complex(turn), ragged.attend)
-        return self.logits(x[0, ragged.rows]) if ragged.rows else torch.empty(0, self.config.vocab_size)
+        x = self.hidden(ragged.tokens, self.rotation(ragged.positions, ragged.longest), ragged.attend)
+        return self.logits(x[0, ragged.rows]) if ragged.rows else x.new_empty(0, self.config.vocab_size)
 
     def hidden(self, tokens: Tensor, rotate: Callable[[Tensor], Tensor], mix: Mix) -> Tensor:
         """States (B, T, D) before the final norm. rotate: queries, keys and values (B, T, H + 2 Hkv, Dh) by their positions.
@@ -141,27 +159,40 @@ class DecoderPlan:
         shape = (*tokens.shape, c.num_heads + 2 * c.num_kv_heads, c.head_dim)
         x = F.embedding(tokens.flatten(), self.table).float()  # (B T, D)
         for number, layer in enumerate(self.layers):
-            h = layer.qkv(self._normed(x, layer.norm1)).float()  # (B T, (H + 2 Hkv) Dh)
+            h = layer.qkv(self.normed(x, layer.norm1)).float()  # (B T, (H + 2 Hkv) Dh)
             h = rotate(h.view(shape))
             mixed = mix(h[:, :, : c.num_heads], h[:, :, c.num_heads :], number)  # (B, T, H, Dh)
             x = x + layer.out(mixed.flatten(2).flatten(0, 1).to(self.dtype))
-            gate, up = layer.gate_up(self._normed(x, layer.norm2)).chunk(2, -1)
+            gate, up = layer.gate_up(self.normed(x, layer.norm2)).chunk(2, -1)
             x = x + layer.down(F.silu(gate).mul_(up))
         return x.view(*tokens.shape, -1)
 
     def logits(self, x: Tensor) -> Tensor:
         """States (..., D) to logits (..., V) float32."""
-        return self.head(self._normed(x, self.norm)).float()
+        return self.head(self.normed(x, self.norm)).float()
 
-    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
+    def normed(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMSNorm; three small operations instead of six. |(|x|, sqrt(D eps))| = sqrt(D) sqrt(mean(x^2) + eps)."""
+        if x.is_cuda:  # there it is one operation
+            return F.rms_norm(x, weight.shape, weight, self.config.norm_eps).to(self.dtype)
         size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return (x / torch.hypot(size, self._floor) * weight).to(self.dtype)
 
     def _scaled(self, weight: Tensor) -> Tensor:
-        """The weight of a norm with the sqrt(D) that `_normed` leaves out."""
-        self._floor = torch.tensor(math.sqrt(self.config.dim * self.config.norm_eps))
-        return weight.detach().float() * math.sqrt(self.config.dim)
+        """The weight of a norm, with the sqrt(D) that `normed` leaves out on a CPU."""
+        self._floor = torch.tensor(math.sqrt(self.config.dim * self.config.norm_eps), device=self.device)
+        weight = weight.detach().float()
+        return weight if weight.is_cuda else weight * math.sqrt(self.config.dim)
+
+    def rotation(self, positions: Tensor, most: int) -> Callable[[Tensor], Tensor]:
+        """What `hidden` rotates by, at positions (B or 1, T) below most; it also brings the result into the keys' dtype."""
+        turn = self.turn(positions, most)
+
+        def rotate(h: Tensor) -> Tensor:
+            pairs = torch.view_as_complex(h.view(*h.shape[:-1], -1, 2)) * turn  # (B, T, H + 2 Hkv, Dh / 2)
+            return torch.view_as_real(pairs).flatten(-2).to(self.keys_dtype)
+
+        return rotate
 
     def turn(self, positions: Tensor, most: int) -> Tensor:
         """exp(i position frequency) for queries and keys and 1 for values, (B or 1, T, H + 2 Hkv, Dh / 2) complex64.
@@ -172,47 +203,37 @@ class DecoderPlan:
         if len(self._turns) < most:
             steps = torch.arange(max(256, 2 * most), dtype=torch.float32)
             frequency = 1.0 / c.rope_base ** (torch.arange(0, c.head_dim, 2, dtype=torch.float32) / c.head_dim)
-            self._turns = torch.polar(torch.ones(()), steps[:, None] * frequency)
+            self._turns = torch.polar(torch.ones(()), steps[:, None] * frequency).to(self.device)
         turned = self._turns[positions][:, :, None].expand(-1, -1, c.num_heads + c.num_kv_heads, -1)
         return F.pad(turned, (0, 0, 0, c.num_kv_heads), value=1.0)
 
     def _packer(self, sample: Tensor, copy: bool | None) -> Callable[..., Dense | Packed | Reordered]:
         """How a weight (N, K) and its bias become a layer; measured on a sample."""
         if self.weights in ("fp32", "bf16"):
-            dense = Dense if self.weights == "fp32" else Reordered
+            dense = Dense if self.weights == "fp32" or self.device.type != "cpu" else Reordered
             return lambda weight, bias=None: dense(weight.to(self.dtype), None if bias is None else bias.to(self.dtype))
         kind: type[Int4 | Int8] = Int4 if self.weights == "int4" and fits_int4(sample) else Int8
-        few_rows = settled(kind, sample, copy=copy).few_rows
+        few_rows = settled(kind, sample.float(), copy=copy).few_rows
 
         def pack(weight: Tensor, bias: Tensor | None = None) -> Packed:
             fitting = kind if kind is Int8 or fits_int4(weight) else Int8
-            return fitting(weight, bias, few_rows=few_rows)
+            return fitting(weight.float(), bias, few_rows=few_rows)
 
         return pack
 
-    def _layer(self, block: Any) -> _Layer:
+    def _layer(self, block: Any) -> Layer:
         c, attn, ffn = self.config, block.attn, block.ffn
         parts = []
         for part, heads in ((attn.q, c.num_heads), (attn.k, c.num_kv_heads), (attn.v, 0)):
-            tensors = [t.detach().float() for t in (part.weight, part.bias) if t is not None]
+            tensors = [t.detach() for t in (part.weight, part.bias) if t is not None]
             parts.append([RopeHalves("", num_heads=heads).save(t) for t in tensors] if heads else tensors)
         qkv = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
-        gate_up = torch.cat([ffn.gate.weight.detach(), ffn.up.weight.detach()]).float()
-        return _Layer(
+        gate_up = torch.cat([ffn.gate.weight.detach(), ffn.up.weight.detach()])
+        return Layer(
             norm1=self._scaled(block.norm1.weight),
             qkv=self._pack(*qkv),
-            out=self._pack(attn.o.weight.detach().float()),
+            out=self._pack(attn.o.weight.detach()),
             norm2=self._scaled(block.norm2.weight),
             gate_up=self._pack(gate_up),
-            down=self._pack(ffn.down.weight.detach().float()),
+            down=self._pack(ffn.down.weight.detach()),
         )
-
-
-def _complex(turn: Tensor) -> Callable[[Tensor], Tensor]:
-    """What rotates by one product of complex numbers, turn as `DecoderPlan.turn` makes it."""
-
-    def rotate(h: Tensor) -> Tensor:
-        pairs = torch.view_as_complex(h.unflatten(-1, (-1, 2))) * turn  # (B, T, H + 2 Hkv, Dh / 2)
-        return torch.view_as_real(pairs).flatten(-2)
-
-    return rotate

@@ -33,6 +33,11 @@ class Dense:
         return F.linear(x, self.weight, self.bias)
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """All that a product needs; `Dense(*tensors)` is the same layer."""
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
+
+    @property
     def num_bytes(self) -> int:
         """Memory of the weights."""
         return self.weight.numel() * self.weight.element_size()
@@ -44,11 +49,28 @@ class Packed:
     few_rows None: there is no copy, and all go through the kernel.
     """
 
+    FIELDS: tuple[str, ...] = ()  # what the kernel reads
+
     def __init__(self, bias: Tensor | None, values: Callable[[], Tensor], few_rows: int | None) -> None:
         """values: the weight that the codes stand for; made only if there is to be a copy."""
         self.bias = None if bias is None else bias.to(torch.bfloat16)
         self.few_rows = few_rows
-        self.wide = None if few_rows is None else Reordered(values().to(torch.bfloat16), self.bias)
+        self.wide: Reordered | None = None if few_rows is None else Reordered(values().to(torch.bfloat16), self.bias)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that the kernel needs and the bias, for `of`."""
+        found = [getattr(self, name) for name in self.FIELDS]
+        return found if self.bias is None else [*found, self.bias]
+
+    @classmethod
+    def of(cls, *tensors: Tensor) -> Packed:
+        """A layer without a copy, from the tensors of another."""
+        made = cls.__new__(cls)
+        made.bias = made.few_rows = made.wide = None
+        for name, tensor in zip((*cls.FIELDS, "bias"), tensors, strict=False):
+            setattr(made, name, tensor)
+        return made
 
     def kernel(self, x: Tensor) -> Tensor:
         """x (M, K) to (M, N), without bias."""
@@ -76,6 +98,8 @@ class Packed:
 class Int8(Packed):
     """Signed bytes with one scale for each row."""
 
+    FIELDS = ("codes", "scale")
+
     def __init__(self, weight: Tensor, bias: Tensor | None = None, *, few_rows: int | None = None) -> None:
         self.scale = (weight.abs().amax(-1).clamp(min=1e-12) / 127).to(torch.bfloat16)
         scale = self.scale.float()[:, None]
@@ -92,6 +116,8 @@ class Int8(Packed):
 
 class Int4(Packed):
     """4 bits, in groups of 32 along K that have a scale and a zero each. N must be divisible by 16, K by 32."""
+
+    FIELDS = ("packed", "pairs")
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, *, few_rows: int | None = None) -> None:
         assert fits_int4(weight)

@@ -39,14 +39,18 @@ class Part:
 
 
 class PagedKeys:
-    """Room for num_pages pages. both: keys and values, (L, 2, Hkv, num_pages * PAGE, Dh)."""
+    """Room for num_pages pages and a spare one. both: keys and values, (L, 2, Hkv, (num_pages + 1) * PAGE, Dh).
+
+    spare: the number of the page behind the others, where steps of a fixed size put what no answer wants.
+    """
 
     def __init__(self, config: Any, num_pages: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         """config: a family's, with num_layers, num_kv_heads and head_dim."""
-        shape = (config.num_layers, 2, config.num_kv_heads, num_pages * PAGE, config.head_dim)
+        self.spare = num_pages
+        shape = (config.num_layers, 2, config.num_kv_heads, (num_pages + 1) * PAGE, config.head_dim)
         # Never read before it is written, and on a CPU not in memory before that.
         self.both = torch.empty(shape, dtype=dtype, device=device)
-        self._layers = self.both.flatten(1, 2).unbind()  # each (2 Hkv, num_pages * PAGE, Dh)
+        self._layers = self.both.flatten(1, 2).unbind()  # each (2 Hkv, (num_pages + 1) * PAGE, Dh)
 
     @staticmethod
     def page_bytes(config: Any, dtype: torch.dtype) -> int:
@@ -66,6 +70,10 @@ class PagedKeys:
         """Keys and values (1, Hkv, N, Dh) of each layer, without a copy, so they show what is written later too."""
         parts = self.both.narrow(3, span.start, span.stop - span.start).flatten(0, 1)[:, None].unbind()
         return list(zip(parts[::2], parts[1::2], strict=True))
+
+    def spans(self, span: slice) -> tuple[Tensor, ...]:
+        """Keys and behind them values (2 Hkv, N, Dh) of each layer, without a copy; what is written to them is stored."""
+        return self.both.narrow(3, span.start, span.stop - span.start).flatten(1, 2).unbind()
 
 
 def places_of(pages: Sequence[int], start: int, end: int) -> Tensor:

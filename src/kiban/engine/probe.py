@@ -67,12 +67,12 @@ def remembered(question: str, find: Callable[[], Any]) -> Any:
     digits of what a model says would change.
     """
     path = home() / "probes.json"
-    machine = f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    known = _known(path).get(machine, {})
+    here = f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    known = _known(path).get(here, {})
     if question not in known:
         answer = find()
         everything = _known(path)  # another process may have measured meanwhile
-        known = everything.setdefault(machine, {})
+        known = everything.setdefault(here, {})
         known.setdefault(question, answer)
         with contextlib.suppress(OSError):  # it is measured again, then
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,8 @@ def _known(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Its name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     return next(

@@ -22,17 +22,20 @@ class Ragged:
         """window: how many tokens back a query sees, itself included; None for all."""
         self._keys = keys
         self._sizes = [len(part.ids) for part in parts]
+        device = keys.both.device
         spans = [span_of(part.pages, part.end) for part in parts]
-        self._held = [keys.views(span) if isinstance(span, slice) else span for span in spans]
-        self._places = torch.cat([places_of(part.pages, part.past, part.end) for part in parts])
-        device = torch.device("cpu")
+        self._held = [keys.views(span) if isinstance(span, slice) else span.to(device) for span in spans]
         looks = [
             causal_context(len(part.ids), mask=None, past=part.past, window=window, device=device) for part in parts
         ]
         self._allowed = [(allowed, causal) for allowed, causal, _ in looks]
         self._one_each = sum(self._sizes) == len(parts) and not any(allowed is not None for allowed, _ in self._allowed)
-        self.positions = torch.cat([positions for _, _, positions in looks], dim=1)
-        self.tokens = torch.tensor([[id for part in parts for id in part.ids]])
+        tokens = torch.tensor([id for part in parts for id in part.ids])
+        positions = torch.cat([torch.arange(part.past, part.end) for part in parts])
+        places = torch.cat([places_of(part.pages, part.past, part.end) for part in parts])
+        # One copy to the device for all three.
+        self.tokens, self.positions, places = torch.stack((tokens, positions, places)).to(device)[:, None].unbind()
+        self._places = places[0]
         self.longest = max(part.end for part in parts)
         self.rows: list[int] = []
         start = 0

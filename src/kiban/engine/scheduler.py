@@ -43,7 +43,7 @@ class Scheduler:
 
     model: a plan of the engine or a family's module, in evaluation. max_running: answers written at once; max_waiting: those
     that may wait. memory: bytes for keys and values. chunk: tokens of prompts that one step reads. share: take over pages of
-    prompts that begin alike. speculate: guess tokens where that pays.
+    prompts that begin alike. speculate: guess tokens where that pays. compiled: compile steps in the background.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Scheduler:
         chunk: int = 128,
         share: bool = True,
         speculate: bool = True,
+        compiled: bool = False,
     ) -> None:
         """Raises ConfigError if a number is out of range, LimitError if memory holds no page."""
         for name, value, least in (
@@ -70,7 +71,7 @@ class Scheduler:
         self.max_running, self.max_waiting, self.chunk, self.share = max_running, max_waiting, chunk, share
         self.max_seq_len: int = model.config.max_seq_len
         most = -(-self.max_seq_len // PAGE) * max_running
-        self._batch, num_pages = batched(model, memory, most)
+        self._batch, num_pages = batched(model, memory, most, compiled=compiled)
         self._pages = Pages(num_pages)
         self._changed = threading.Condition()  # guards what follows
         self._waiting: dict[str, deque[Answer]] = {}  # by client, in the order in which they are served
@@ -109,7 +110,8 @@ class Scheduler:
         return answer
 
     def load(self) -> Load:
-        """How busy it is. more: idle pages whose content is known, and totals since the start."""
+        """How busy it is. more: idle pages whose content is known, compiled sizes of
+        steps, and totals since the start."""
         with self._changed:
             return self._load()
 
@@ -123,6 +125,7 @@ class Scheduler:
                 answer.cancel()
             self._changed.notify_all()
         self._thread.join()
+        self._batch.close()
 
     def _load(self) -> Load:
         return Load(
@@ -132,7 +135,7 @@ class Scheduler:
             max_waiting=self.max_waiting,
             pages_used=self._pages.num_used,
             pages=self._pages.num_pages,
-            more={"pages_idle": self._pages.num_idle, **self._counts},
+            more={"pages_idle": self._pages.num_idle, "compiled": self._batch.num_compiled, **self._counts},
             failed=self._died or self._failures >= MAX_FAILURES,
         )
 

@@ -135,7 +135,10 @@ def stream(model: CausalModel, tokenizer: Tokenizer, prompt: list[int], sampling
 
 def device_of(model: CausalModel) -> torch.device:
     """Where a model takes its tokens."""
-    return next(model.parameters()).device if isinstance(model, nn.Module) else torch.device("cpu")
+    if isinstance(model, nn.Module):
+        return next(model.parameters()).device
+    place: torch.device = getattr(model, "device", torch.device("cpu"))
+    return place
 
 
 def cache_for(model: CausalModel, batch: int, max_len: int) -> KVCache:

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 from fastapi import Request
+from pydantic_core import to_json
 from starlette.responses import Response
 
+from kiban.errors import KibanError
 from kiban.serve.problems import RefusedError, busy
 from kiban.serve.replies import Events, Json
 from kiban.serve.schemas import ChatRequest, ClassifyRequest, EmbeddingRequest
@@ -30,14 +32,17 @@ async def embed(service: Service, request: Request, body: EmbeddingRequest) -> R
     rows = await asyncio.to_thread(model.tokenizer.encode_batch, body.texts)
     tokens = model.lengths(rows, param="input")
     bill = _begin(service, request, model)
-    vectors = await model.batcher(rows)
+    vectors = np.asarray(await model.batcher(rows), dtype="<f4")  # (N, D)
+    if not np.isfinite(vectors).all():
+        raise KibanError("model", why="computed NaN for this text")
     data = []
     for i, vector in enumerate(vectors):
-        values = np.asarray(vector, dtype="<f4")
-        coded = base64.b64encode(values.tobytes()).decode() if body.encoding_format == "base64" else values.tolist()
+        coded = base64.b64encode(vector.tobytes()).decode() if body.encoding_format == "base64" else vector.tolist()
         data.append({"object": "embedding", "index": i, "embedding": coded})
     usage = await bill.usage(tokens)
-    return Json({"object": "list", "model": model.name, "data": data, "usage": usage})
+    # Several times as fast as json, which would hold up all other requests for a millisecond.
+    whole = to_json({"object": "list", "model": model.name, "data": data, "usage": usage})
+    return Response(whole, media_type="application/json")
 
 
 async def classify(service: Service, request: Request, body: ClassifyRequest) -> Response:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from kiban import zoo
@@ -26,9 +29,17 @@ from kiban.errors import ConfigError
 from kiban.files import read_json
 from kiban.generate.constrained import Grammars
 from kiban.generate.stoppable import Trial
+from kiban.generate.text import device_of
 from kiban.inputs.tokenizer import Tokenizer
 from kiban.serve.batcher import Batcher
 from kiban.serve.problems import TOO_LONG, RefusedError
+from kiban.train.precision import usual_device
+
+MALLOPT = {
+    -8: 4,
+    -3: 4 << 20,
+    -1: 16 << 20,
+}  # arenas; bytes from which a block goes back when freed; bytes kept in an arena
 
 
 @dataclass(kw_only=True)
@@ -145,13 +156,32 @@ def open_served(
 
 
 def writer(name: str, loaded: zoo.Loaded, trial: Trial, *, weights: Weights = "fp32", **engine: Any) -> Writer:
-    """A model that writes, under an engine; engine as in `Scheduler`. Raises ConfigError if it has no tokenizer."""
+    """A model that writes, under an engine; engine as in `Scheduler`. On a GPU if there is one, with half of the memory that
+    is left there for keys, unless engine says how much.
+
+    Raises ConfigError if it has no tokenizer, or on a GPU if the weights are packed.
+    """
     if loaded.tokenizer is None:
         raise ConfigError(loaded.source, why="has no tokenizer", hint="add its tokenizer.json to the folder")
+    if usual_device() == "cuda":
+        _move(loaded, "cuda", weights)
     model: Any = DecoderPlan(loaded, weights=weights) if DecoderPlan.fits(loaded) else loaded.module
-    scheduler = Scheduler(model, loaded.tokenizer, **engine)
+    if (device := device_of(model)).type == "cuda":
+        engine.setdefault("memory", torch.cuda.mem_get_info(device)[0] // 2)
+    scheduler = Scheduler(model, loaded.tokenizer, **{"compiled": True, **engine})
     grammars = Grammars(loaded.tokenizer, loaded.config.vocab_size, trial)
     return Writer(name=name, engine=scheduler, tokenizer=loaded.tokenizer, grammars=grammars)
+
+
+def _move(loaded: zoo.Loaded, device: str, weights: Weights) -> None:
+    """To a device, a plan's matrices in bf16 if it will have them so: in float32 a large model fits the GPU only half."""
+    narrow = weights == "bf16" or (weights == "auto" and torch.cuda.is_bf16_supported())
+    if narrow and DecoderPlan.fits(loaded):
+        with torch.no_grad():
+            for parameter in loaded.module.parameters():  # shared ones come once
+                dtype = torch.bfloat16 if parameter.ndim == 2 else parameter.dtype
+                parameter.data = parameter.data.to(device, dtype)
+    loaded.module.to(device)
 
 
 def _classifier(name: str, source: Path, predictor: Predictor) -> Classifier:
@@ -177,9 +207,13 @@ def _classifier(name: str, source: Path, predictor: Predictor) -> Classifier:
 
 
 def bound_caches() -> None:
-    """Before the first product: oneDNN keeps programs for a thousand shapes and more, and texts come in all lengths."""
+    """Before the first product: oneDNN keeps programs for a thousand shapes and more, and texts come in all lengths; glibc
+    keeps up to 64 MB of what each of many threads has freed, which looks like a leak."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
     os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        for option, value in MALLOPT.items():
+            libc.mallopt(option, value)
 
 
 def name_of(source: str) -> str:
