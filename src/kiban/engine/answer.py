@@ -16,6 +16,9 @@ from kiban.generate.sampling import Sampler
 from kiban.generate.text import Row
 from kiban.inputs.tokenizer import Tokenizer
 
+Best = tuple[float, int]
+"""The largest logit, NaN if there is one, and its token."""
+
 
 class Answer:
     """A request, what was chosen so far, and the pages with the keys of its first `filled` tokens. It is its own Ticket."""
@@ -83,16 +86,16 @@ class Answer:
         except Exception:
             self.cancel()  # nobody listens any more, such as when the server's loop has ended
 
-    def choose(self, logits: Tensor, ids: Sequence[int]) -> list[Piece]:
+    def choose(self, logits: Tensor, best: Sequence[Best], ids: Sequence[int]) -> list[Piece]:
         """The next token by each row of logits (N, V), as long as it is what was guessed.
 
-        ids: what was put in; logits are those of its last N. The last piece may tell of an error.
+        best: of each row. ids: what was put in; logits are those of its last N. The last piece may tell of an error.
         """
         guess = ids[len(ids) - len(logits) + 1 :]
         pieces: list[Piece] = []
         for number, row in enumerate(logits):
             try:
-                pieces.append(self._chosen(row))
+                pieces.append(self._chosen(row, best[number]))
             except Exception as error:
                 pieces.append(Piece("", (), finish="error", error=line_of(error)))
             if pieces[-1].finish or pieces[-1].ids != tuple(guess[number : number + 1]):
@@ -101,19 +104,27 @@ class Answer:
             self.lookup.judge(len(guess), len(pieces) - 1)
         return pieces
 
-    def _chosen(self, logits: Tensor) -> Piece:
+    def _chosen(self, logits: Tensor, best: Best) -> Piece:
         """The next token by logits (V,). Raises KibanError on NaN, and what the constraint raises."""
-        if math.isnan(float(logits.max())):  # NaN wins, and this is several times as fast as a look at each
+        if math.isnan(best[0]):
             raise KibanError("model", why="computed NaN for this prompt")
-        constraint, scores = self.request.constraint, logits
+        constraint, sampling, id = self.request.constraint, self.request.sampling, best[1]
         if constraint is not None:
-            scores = logits.masked_fill(~constraint.allowed().to(logits.device), -torch.inf)
-        (id,) = self.sampler(scores[None], [self.row.seen])
-        if constraint is not None:
+            allowed = constraint.allowed().to(logits.device)
+            (id,) = self.sampler(logits.masked_fill(~allowed, -torch.inf)[None], [self.row.seen])
             constraint.advance(id)
+        elif sampling.temperature or sampling.repetition_penalty != 1:
+            (id,) = self.sampler(logits[None], [self.row.seen])
         text = self.row.push(id)
         likely = () if self.request.num_top is None else (_likely(logits, id, self.request.num_top),)
         return Piece(text, (id,), likely, self.row.reason)
+
+
+def best_of(logits: Tensor) -> list[Best]:
+    """Of each row of logits (N, V), in one copy from a GPU."""
+    values, ids = logits.max(-1)
+    values, ids = torch.stack((values.double(), ids.double())).tolist()
+    return [(value, int(id)) for value, id in zip(values, ids, strict=True)]
 
 
 def line_of(error: Exception) -> str:

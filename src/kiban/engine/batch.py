@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kiban.engine.compiled import Compiled
 from kiban.engine.decoder import DecoderPlan
+from kiban.engine.graphs import Graphs
 from kiban.engine.pages import PAGE, PagedKeys, Part, places_of, span_of
 from kiban.errors import LimitError
 from kiban.generate.text import CausalModel, device_of
@@ -36,9 +37,12 @@ class BatchModel(Protocol):
 def batched(model: CausalModel, memory: int, most: int, *, compiled: bool = False) -> tuple[BatchModel, int]:
     """A model over pages of keys, and their number: at most `most`, and at most memory bytes in all.
 
-    compiled: let a child compile steps of few answers. Raises LimitError if not a single page fits.
+    compiled: let a child compile steps of few answers on a CPU; a GPU has graphs of them in any case. Raises LimitError if
+    not a single page fits.
     """
-    dtype = next(model.parameters()).dtype if isinstance(model, nn.Module) else torch.float32
+    dtype = (
+        next(model.parameters()).dtype if isinstance(model, nn.Module) else getattr(model, "keys_dtype", torch.float32)
+    )
     size = PagedKeys.page_bytes(model.config, dtype)
     if memory < size:
         raise LimitError("memory", why=f"{memory} bytes do not hold the keys of {PAGE} tokens, which take {size}")
@@ -46,13 +50,15 @@ def batched(model: CausalModel, memory: int, most: int, *, compiled: bool = Fals
     keys = PagedKeys(model.config, num_pages, dtype=dtype, device=device_of(model))
     if not isinstance(model, DecoderPlan):
         return Padded(model, keys), num_pages
+    if keys.both.is_cuda:
+        return Flat(model, keys, Graphs(model, keys)), num_pages
     return Flat(model, keys, Compiled(model, keys) if compiled else None), num_pages
 
 
 class Flat:
     """A plan that takes the tokens of all answers as one row."""
 
-    def __init__(self, plan: DecoderPlan, keys: PagedKeys, fast: Compiled | None = None) -> None:
+    def __init__(self, plan: DecoderPlan, keys: PagedKeys, fast: Compiled | Graphs | None = None) -> None:
         """fast: what takes steps that suit it."""
         self.plan, self.keys, self.fast = plan, keys, fast
 

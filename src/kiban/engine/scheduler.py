@@ -16,7 +16,7 @@ from itertools import chain
 
 import torch
 
-from kiban.engine.answer import Answer, line_of
+from kiban.engine.answer import Answer, best_of, line_of
 from kiban.engine.batch import batched
 from kiban.engine.pages import PAGE, Pages, Part
 from kiban.engine.requests import MAX_FAILURES, Load, Piece, Request
@@ -252,6 +252,7 @@ class Scheduler:
         start = time.perf_counter()
         try:
             logits = self._batch.step([part for _, part in plan])
+            best = best_of(logits)
         except Exception as error:
             self._failures += 1
             LOGGER.error("engine fault", exc_info=error)
@@ -264,8 +265,9 @@ class Scheduler:
             self._payoff.observe(len(logits), time.perf_counter() - start)
         row = 0
         for answer, part in plan:
-            pieces = [] if answer.cancelled else answer.choose(logits[row : row + part.num_logits], part.ids)
-            row += part.num_logits
+            end = row + part.num_logits
+            pieces = [] if answer.cancelled else answer.choose(logits[row:end], best[row:end], part.ids)
+            row = end
             if part.num_logits > 1:
                 self._counts["tokens_guessed"] += part.num_logits - 1
                 self._counts["tokens_guessed_right"] += max(0, len(pieces) - 1)
