@@ -64,10 +64,11 @@ class Stepped:
         self.plan, self.fast = plan, Compiled(plan, self.keys, patience=1)
 
     def compile(self) -> None:
-        """Wait for the libraries, which takes minutes the first time."""
-        while not self.fast.done:
+        """Wait for the library for one answer, which takes a minute the first time."""
+        while not self.fast.num_ready:
             self.fast([Part([1], 1, [0])])
             time.sleep(0.5)
+        self.fast.close()
 
     @torch.inference_mode()
     def __call__(self, prompt: Tensor) -> list[int]:

@@ -149,10 +149,9 @@ async def soak(server: Server, minutes: float) -> dict[str, Any]:
     """Warm up, load, and look again and again."""
     load, rows, begun = Load(server.url, server.keys, server.texts), [], time.monotonic()
     await load.fill(server.pages, 15 * minutes)
+    for model in ("lm", "small"):
+        await load.write(model, lambda model=model: server.gauges(model)["compiled"], len(SIZES))  # type: ignore[misc]
     await load.run(min(120.0, 6 * minutes))  # caches of grammars fill, threads start
-    while server.gauges("lm")["compiled"] < len(SIZES):
-        await asyncio.sleep(30)  # the child that compiles has the lowest priority
-        await load.run(10)
     before, warm = server.idle(), load.seen.total
     task = asyncio.create_task(load.run(60 * minutes))
     while not task.done():

@@ -100,7 +100,8 @@ class Compiled:
         for size in SIZES:
             path = self.folder / f"{size}.pt2"
             if size not in found and path.is_file():
-                found[size] = torch._inductor.aoti_load_package(str(path), run_single_threaded=True).loader.boxed_run
+                # What torch._inductor.aoti_load_package wraps; the compiler itself would take seconds and 100 MB to import.
+                found[size] = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1).boxed_run
         self._libraries = {size: found[size] for size in SIZES if size in found}
         self.done = self.done or self.num_ready == len(SIZES)
 
