@@ -41,16 +41,24 @@ def test_guesses_are_as_long_as_they_are_right() -> None:
 def test_it_pays_only_if_more_tokens_come_per_second() -> None:
     payoff = Payoff()
     assert not payoff.pays(2, 4, 4.0)  # nothing is known yet
-    payoff.observe(2, 1.0)
+    payoff.observe(2, 1.0, guessed=False)
     assert payoff.pays(2, 4, 4.0)  # has to be tried
-    payoff.observe(6, 2.0)
+    payoff.observe(6, 2.0, guessed=True)
     answers = [(payoff.pays(2, 4, 2.5), payoff.pays(2, 4, 1.5)) for _ in range(64)]
     # 4.5 tokens in 2 s against 2 in 1 s pay, 3.5 don't; now and then the other way is taken.
     assert sum(yes for yes, _ in answers) >= 60 and sum(no for _, no in answers) <= 4
     assert len(set(answers)) > 1
     for _ in range(50):
-        payoff.observe(6, 1.0)  # the machine has less to do now
+        payoff.observe(6, 1.0, guessed=True)  # the machine has less to do now
     assert sum(payoff.pays(2, 4, 1.5) for _ in range(64)) >= 60
+
+
+def test_steps_with_guesses_do_not_tell_what_those_without_take() -> None:
+    payoff = Payoff()
+    for _ in range(50):
+        payoff.observe(6, 1.0, guessed=False)  # compiled, say
+        payoff.observe(8, 2.0, guessed=True)  # as many rows as a power of two
+    assert sum(payoff.pays(6, 2, 2.0) for _ in range(64)) <= 4
 
 
 class Always(Payoff):

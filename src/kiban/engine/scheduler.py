@@ -262,7 +262,7 @@ class Scheduler:
         self._failures = 0
         self._counts["steps"] += 1
         if self._payoff and all(part.num_logits == len(part.ids) for _, part in plan):
-            self._payoff.observe(len(logits), time.perf_counter() - start)
+            self._payoff.observe(len(logits), time.perf_counter() - start, guessed=len(logits) > len(plan))
         row = 0
         for answer, part in plan:
             end = row + part.num_logits

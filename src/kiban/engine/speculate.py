@@ -41,17 +41,18 @@ class Payoff:
     """Whether steps with guesses give more tokens per second than steps without; measured while it runs."""
 
     def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}  # of a step, by its number of rows as a power of two
+        # Of a step, by whether it had guesses and its number of rows as a power of two: steps without may be compiled.
+        self._seconds: dict[tuple[bool, int], float] = {}
         self._asked = 0
 
-    def observe(self, rows: int, seconds: float) -> None:
+    def observe(self, rows: int, seconds: float, *, guessed: bool) -> None:
         """What a step took that read no prompt."""
-        known = self._seconds.setdefault(_size(rows), seconds)
-        self._seconds[_size(rows)] = known + FORGET * (seconds - known)
+        known = self._seconds.setdefault((guessed, _size(rows)), seconds)
+        self._seconds[guessed, _size(rows)] = known + FORGET * (seconds - known)
 
     def pays(self, rows: int, guessed: int, expected: float) -> bool:
         """rows: of a step without guesses; expected: number of guessed tokens that will come true, on average."""
-        plain, wide = self._seconds.get(_size(rows)), self._seconds.get(_size(rows + guessed))
+        plain, wide = self._seconds.get((False, _size(rows))), self._seconds.get((True, _size(rows + guessed)))
         self._asked += 1
         if plain is None or wide is None:
             return plain is not None
