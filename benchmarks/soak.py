@@ -35,7 +35,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from common import RESULTS, finish, table
 from kiban.adopt.strategies import strategy
 from kiban.adopt.strategies.base import Candidate, Job, Rows, Task
-from kiban.engine.compiled import SIZES
 from kiban.serve.auth import new_key
 from soak_clients import KEYS, Load
 
@@ -149,9 +148,7 @@ async def soak(server: Server, minutes: float) -> dict[str, Any]:
     """Warm up, load, and look again and again."""
     load, rows, begun = Load(server.url, server.keys, server.texts), [], time.monotonic()
     await load.fill(server.pages, 15 * minutes)
-    for model in ("lm", "small"):
-        await load.write(model, lambda model=model: server.gauges(model)["compiled"], len(SIZES))  # type: ignore[misc]
-    await load.run(min(120.0, 6 * minutes))  # caches of grammars fill, threads start
+    await load.run(min(60.0, 6 * minutes))  # caches of grammars fill, threads start
     before, warm = server.idle(), load.seen.total
     task = asyncio.create_task(load.run(60 * minutes))
     while not task.done():

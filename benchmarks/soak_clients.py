@@ -71,13 +71,6 @@ class Load:
                 bodies = [{"model": "lm", "prompt": prompt, "max_tokens": 1} for prompt in prompts]
                 await asyncio.gather(*(self._ask(http, "stays", COMPLETE, body) for body in bodies))
 
-    async def write(self, model: str, compiled: Callable[[], float], sizes: int) -> None:
-        """One answer after the other until so many sizes of steps are compiled, which takes minutes the first time."""
-        async with self._http("stays") as http:
-            while compiled() < sizes:
-                body = {"model": model, "prompt": "".join(random.choices("abcdefghij ", k=20)), "max_tokens": 64}
-                await self._ask(http, "stays", COMPLETE, body)
-
     def _http(self, key: str, *, seconds: float = 300.0) -> httpx.AsyncClient:
         headers = {"authorization": f"Bearer {self.keys.get(key, key)}", "content-type": "application/json"}
         return httpx.AsyncClient(base_url=self.url, timeout=seconds, trust_env=False, headers=headers)

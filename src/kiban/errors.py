@@ -76,11 +76,15 @@ class ModelNotFoundError(KibanError):
 
 
 class BusyError(KibanError):
-    """A queue is full, or a server is closing; asking again later may work. retry_after: seconds to wait."""
+    """A queue is full; asking again later may work. retry_after: seconds to wait."""
 
     def __init__(self, what: str | Path, *, retry_after: float = 1.0, **where: Any) -> None:
         super().__init__(what, **where)
         self.retry_after = retry_after
+
+
+class ClosedError(BusyError):
+    """A server is closing, or has failed."""
 
 
 class RequirementError(KibanError):

@@ -79,7 +79,7 @@ def test_an_engine_that_stopped_is_told_and_nobody_waits_for_it(
     answer = live.post(CHAT, ASK)
     assert answer.status_code == 500 and "stopped" in answer.text
     assert live.get("/healthz").json() == {"status": "failed", "model": "fragile"}
-    assert live.post(CHAT, ASK).status_code == 429
+    assert live.post(CHAT, ASK).status_code == 503
 
 
 def test_a_batcher_that_fails_or_stops_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

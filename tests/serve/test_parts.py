@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as families
 
-from kiban.errors import BusyError, KibanError, LimitError
+from kiban.errors import BusyError, LimitError
 from kiban.serve import logs
 from kiban.serve.batcher import Batcher
+from kiban.serve.problems import RefusedError
 
 CHAT = "/v1/chat/completions"
 
@@ -88,7 +89,8 @@ def test_one_request_that_fails_does_not_fail_the_others() -> None:
     first, a, bad, worse, cd = asyncio.run(ask())
     batcher.close(drain=1)
     assert (first, a, cd) == (["first"], ["a"], ["c", "d"])
-    assert isinstance(bad, LimitError) and type(worse) is KibanError and "secret" not in str(worse)
+    assert isinstance(bad, LimitError) and isinstance(worse, RefusedError) and worse.status == 500
+    assert "secret" not in str(worse)
 
 
 def test_a_full_or_closed_batcher_says_so() -> None:

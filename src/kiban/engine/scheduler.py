@@ -21,7 +21,7 @@ from kiban.engine.batch import batched
 from kiban.engine.pages import PAGE, Pages, Part
 from kiban.engine.requests import MAX_FAILURES, Load, Piece, Request
 from kiban.engine.speculate import Payoff
-from kiban.errors import BusyError, ConfigError, LimitError
+from kiban.errors import BusyError, ClosedError, ConfigError, LimitError
 from kiban.generate.text import CausalModel, check_lengths
 from kiban.inputs.tokenizer import Tokenizer
 
@@ -100,7 +100,7 @@ class Scheduler:
         answer = Answer(self.tokenizer, request)
         with self._changed:
             if self._closing:
-                raise BusyError("server", why="has failed" if self._died else "is closing")
+                raise ClosedError("server", why="has failed" if self._died else "is closing")
             load = self._load()
             if load.waiting >= self.max_waiting + self.max_running - load.running:
                 why = f"{load.waiting} requests are waiting"

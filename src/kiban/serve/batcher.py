@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kiban.engine.requests import MAX_FAILURES, Load
-from kiban.errors import BusyError, KibanError
+from kiban.errors import BusyError, ClosedError, KibanError
 from kiban.serve import logs
+from kiban.serve.problems import RefusedError
 
 TURN = 8  # texts of one request before the next request has its turn
 
@@ -62,7 +63,7 @@ class Batcher:
         job = _Job(items, loop.create_future(), loop)
         with self._changed:
             if self._closing:
-                raise BusyError("server", why="has failed" if self._died else "is closing")
+                raise ClosedError("server", why="has failed" if self._died else "is closing")
             if len(self._jobs) >= self.max_waiting:
                 raise BusyError("server", why=f"{len(self._jobs)} requests are waiting", hint="ask again later")
             self._jobs.append(job)
@@ -84,7 +85,7 @@ class Batcher:
             left = list(self._jobs)
             self._jobs.clear()
         for job in left:
-            job.finish(BusyError("server", why="is closing"))
+            job.finish(ClosedError("server", why="is closing"))
         self._thread.join(timeout=drain + 5)
 
     def _run(self) -> None:
@@ -109,7 +110,7 @@ class Batcher:
                 left = [job for job, _ in slices] + list(self._jobs)
                 self._jobs.clear()
             for job in left:
-                job.finish(BusyError("server", why="has failed"))
+                job.finish(ClosedError("server", why="has failed"))
 
     def _take(self) -> list[tuple[_Job, Sequence[Any]]]:
         """Some items of each request in turn."""
@@ -135,7 +136,11 @@ class Batcher:
                 for one in slices:
                     self._work([one])
                 return
-            fault = error if isinstance(error, KibanError) else KibanError("model", why="failed on this input")
+            fault = (
+                error
+                if isinstance(error, KibanError)
+                else RefusedError(500, "model: failed on this input", code="engine_error")
+            )
             fault.__cause__ = None if fault is error else error
             if fault is not error:
                 self._failures += 1

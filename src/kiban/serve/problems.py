@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from kiban.config import did_you_mean
-from kiban.errors import BusyError, KibanError, LimitError, ModelNotFoundError, NonFiniteError
+from kiban.errors import BusyError, ClosedError, KibanError, LimitError, ModelNotFoundError, NonFiniteError
 
 TOO_LONG = "context_length_exceeded"
 
@@ -58,6 +58,8 @@ def refusal_of(error: KibanError, *, param: str | None = None) -> RefusedError:
     """The refusal that an error of ours amounts to."""
     if isinstance(error, RefusedError):
         return error
+    if isinstance(error, ClosedError):
+        return RefusedError(503, str(error), code="server_shutdown", headers={"retry-after": "10"})
     if isinstance(error, BusyError):
         return busy(str(error), retry_after=error.retry_after)
     if isinstance(error, ModelNotFoundError):

@@ -14,7 +14,6 @@ from fastapi import Request
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from kiban.errors import KibanError
 from kiban.serve.problems import RefusedError, busy
 from kiban.serve.replies import Events, Json
 from kiban.serve.schemas import ChatRequest, ClassifyRequest, EmbeddingRequest
@@ -34,7 +33,7 @@ async def embed(service: Service, request: Request, body: EmbeddingRequest) -> R
     bill = _begin(service, request, model)
     vectors = np.asarray(await model.batcher(rows), dtype="<f4")  # (N, D)
     if not np.isfinite(vectors).all():
-        raise KibanError("model", why="computed NaN for this text")
+        raise RefusedError(500, "model: computed NaN for this text", code="engine_error")
     data = []
     for i, vector in enumerate(vectors):
         coded = base64.b64encode(vector.tobytes()).decode() if body.encoding_format == "base64" else vector.tolist()

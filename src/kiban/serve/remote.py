@@ -12,7 +12,7 @@ from typing import Any
 
 from kiban.engine.answer import line_of
 from kiban.engine.requests import Load, Piece, Request
-from kiban.errors import BusyError, ConfigError, KibanError, LimitError
+from kiban.errors import BusyError, ClosedError, ConfigError, KibanError, LimitError
 from kiban.generate.constrained import Following
 from kiban.serve import logs
 from kiban.serve.batcher import Batcher
@@ -58,7 +58,7 @@ class Group:
         """The replica for the next request, until `leave`. Raises BusyError."""
         with self._changed:
             if self._closing:
-                raise BusyError("server", why="is closing")
+                raise ClosedError("server", why="is closing")
             up = [member for member in self.members if member.up]
             if not up:
                 raise BusyError(self.name, retry_after=5, why="none of its processes is up", hint="ask again later")
@@ -107,7 +107,7 @@ class Group:
         if isinstance(error, RayActorError):
             self._set(member, up=False)
             if self._closing:
-                return BusyError("server", why="is closing")
+                return ClosedError("server", why="is closing")
         return RefusedError(500, ENDED if isinstance(error, RayActorError) else line_of(error), code="engine_error")
 
     def close(self, *, drain: float) -> None:
