@@ -112,6 +112,16 @@ def test_where_nothing_can_be_compiled_answers_are_the_same(
     assert "not compiled" in caplog.text
 
 
+def test_a_broken_library_is_thrown_away() -> None:
+    plan = plan_in("int8")
+    keys = PagedKeys(plan.config, PAGES, dtype=torch.float32)
+    folder = Compiled(plan, keys).folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "1.pt2").write_bytes(b"no library")
+    fast = Compiled(plan, keys)
+    assert fast.num_ready == 0 and fast(STEP) is None and not (folder / "1.pt2").exists()
+
+
 def test_a_plan_with_weights_of_its_own_layout_is_left_alone(tmp_path: Path) -> None:
     plan = plan_in("bf16")
     fast = Compiled(plan, PagedKeys(plan.config, PAGES, dtype=torch.float32), patience=1)

@@ -101,7 +101,10 @@ class Compiled:
             path = self.folder / f"{size}.pt2"
             if size not in found and path.is_file():
                 # What torch._inductor.aoti_load_package wraps; the compiler itself would take seconds and 100 MB to import.
-                found[size] = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1).boxed_run
+                try:
+                    found[size] = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1).boxed_run
+                except RuntimeError:
+                    path.unlink(missing_ok=True)  # it is broken, and will be made again
         self._libraries = {size: found[size] for size in SIZES if size in found}
         self.done = self.done or self.num_ready == len(SIZES)
 
@@ -237,11 +240,12 @@ def build(shape: dict[str, Any], size: int, path: Path) -> None:
 
 def main() -> None:
     """The child: make what the argument names."""
-    os.nice(19)
+    if hasattr(os, "nice"):
+        os.nice(19)
     spec = json.loads(sys.argv[1])
     folder = Path(spec["folder"])
-    busy = KibanError(folder, why="another process makes it")
-    with exclusive(folder / "lock", error=busy):
+    busy = KibanError(folder, why="another process has been making it for an hour")
+    with exclusive(folder / "lock", seconds=3600, error=busy):  # such as the child of another replica
         for size in spec["sizes"]:
             if not (folder / f"{size}.pt2").exists():
                 build(spec["shape"], size, folder / f"{size}.pt2")
