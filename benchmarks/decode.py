@@ -66,6 +66,8 @@ class Stepped:
     def compile(self) -> None:
         """Wait for the library for one answer, which takes a minute the first time."""
         while not self.fast.num_ready:
+            if self.fast.done:
+                raise OSError(f"steps could not be compiled, see {self.fast.folder}")
             self.fast([Part([1], 1, [0])])
             time.sleep(0.5)
         self.fast.close()

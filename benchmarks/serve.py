@@ -162,12 +162,14 @@ def chatting(clients: Clients, server: Server, prompts: list[list[str]]) -> Roun
 def compiled(server: Server, work: Round) -> None:
     """Let a server of ours write until its steps are compiled, which takes minutes the first time."""
     work(0)
-    while True:
+    until = time.monotonic() + 1200
+    while time.monotonic() < until:
         with urllib.request.urlopen(server.url + "/metrics", timeout=60) as answer:
             text = answer.read().decode()
         if f'kiban_engine_compiled{{model="chat"}} {float(len(SIZES))}' in text:
             return
         work(0)
+    raise OSError("its steps were not compiled in 20 minutes")
 
 
 def generating(loaded: zoo.Loaded, dtype: torch.dtype, prompts: list[list[str]]) -> Round:

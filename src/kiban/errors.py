@@ -84,7 +84,10 @@ class BusyError(KibanError):
 
 
 class ClosedError(BusyError):
-    """A server is closing, or has failed."""
+    """A server is closing, or has failed; another may take its place."""
+
+    def __init__(self, what: str | Path, *, retry_after: float = 10.0, **where: Any) -> None:
+        super().__init__(what, retry_after=retry_after, **where)
 
 
 class RequirementError(KibanError):

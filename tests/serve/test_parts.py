@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import pickle
 import threading
 import time
 from typing import Any
@@ -168,3 +169,9 @@ def test_lines_are_json_and_faults_have_no_message() -> None:
     assert lines[0]["running"] == 3 and lines[1]["error"] == "ValueError" and "test_parts.py" in lines[1]["at"][0]
     assert "秘密" not in stream.getvalue() and "日本" in stream.getvalue() and len(lines[3]["path"]) == 200
     assert lines[3]["ms"] == 1.23 and "model" not in lines[3]
+
+
+def test_refusals_travel_between_processes() -> None:
+    sent = RefusedError(500, "model: failed", code="engine_error", headers={"retry-after": "3"})
+    came = pickle.loads(pickle.dumps(sent))
+    assert isinstance(came, RefusedError) and came.status == 500 and came.raw == sent.raw

@@ -48,9 +48,10 @@ class DecoderPlan:
     """A CausalModel, made from a Llama and independent of it afterwards (fp32 shares what it need not fuse).
 
     weights: "fp32" is exact; "bf16" halves, "int8" quarters and "int4" eighths what a token has to read; "auto" is bf16
-    where that is measured to be clearly faster, else fp32. The matrix of the output stays in int8 at "int4", as GGUF files
-    have it. copy: keep a bf16 copy of packed weights for prompts, which makes them several times faster where bf16 matrix
-    products are fast; None measures whether it does. It works on the device where the model's weights lie.
+    where that is measured to be clearly faster, on a GPU where it has that, else fp32. The matrix of the output stays in
+    int8 at "int4", as GGUF files have it. copy: keep a bf16 copy of packed weights for prompts, which makes them several
+    times faster where bf16 matrix products are fast; None measures whether it does. It works on the device where the
+    model's weights lie.
 
     Raises ConfigError if the model is not a bare decoder, or the weights are unknown or, being packed, not on a CPU.
     """
@@ -65,10 +66,13 @@ class DecoderPlan:
         self.device: torch.device = module.embed.weight.device
         on_gpu = self.device.type != "cpu"
         if on_gpu and weights in ("int8", "int4"):
-            raise ConfigError("weights", field=weights, why="is for CPUs", hint="bf16 on a GPU")
+            raise ConfigError(
+                "weights", field=weights, why="is for CPUs", hint="bf16, or CUDA_VISIBLE_DEVICES= for the CPU"
+            )
         with torch.no_grad():
             if weights == "auto":
-                pays = torch.cuda.is_bf16_supported() if on_gpu else bf16_pays(blocks[0].ffn.gate.weight)
+                sample = blocks[0].ffn.gate.weight
+                pays = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else bf16_pays(sample)
                 weights = "bf16" if pays else "fp32"
             self.config, self.weights = loaded.config, weights
             self.dtype = torch.float32 if weights == "fp32" else torch.bfloat16

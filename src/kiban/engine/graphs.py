@@ -128,7 +128,7 @@ class Graphs:
     @property
     def num_ready(self) -> int:
         """Graphs that are captured."""
-        return sum(captured is not None for captured in self._captured.values())
+        return sum(captured is not None for captured in list(self._captured.values()))  # any thread may ask
 
     def close(self) -> None:
         """Give back the memory of the graphs."""
@@ -138,26 +138,29 @@ class Graphs:
     def _capture(self, inputs: Tensor) -> _Captured | None:
         """A graph over these inputs, after a run to warm up, in which libraries prepare what they may not while captured."""
         assert self._stream is not None
-        self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        with sdpa_kernel(KERNELS):
-            try:
+        current = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(current)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with sdpa_kernel(KERNELS):
                 with torch.cuda.stream(self._stream):
                     self.step(inputs)
-            except torch.OutOfMemoryError:
-                return None
-            except Exception as error:
-                if not self.paged:
-                    raise
-                # Triton needs a C compiler, and a card that it knows.
-                LOGGER.warning("keys are gathered, since Triton failed: %s", str(error).partition("\n")[0])
-                self.paged = False
-                return self._capture(inputs)
-            torch.cuda.current_stream(self.device).wait_stream(self._stream)
-            graph = torch.cuda.CUDAGraph()
-            # Other threads may go on with what they do on the device.
-            mode = "thread_local"
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode=mode):
-                logits = self.step(inputs)
+                current.wait_stream(self._stream)
+                # Other threads may go on with what they do on the device.
+                mode = "thread_local"
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode=mode):
+                    logits = self.step(inputs)
+        except torch.OutOfMemoryError:
+            return None
+        except Exception as error:
+            if not self.paged:
+                raise
+            # Triton needs a C compiler, and a card that it knows.
+            LOGGER.warning("keys are gathered, since Triton failed: %s", str(error).partition("\n")[0])
+            self.paged = False
+            return self._capture(inputs)
+        finally:
+            current.wait_stream(self._stream)
         self._pool = graph.pool()
         return _Captured(graph, inputs, logits)
 

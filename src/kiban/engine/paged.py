@@ -36,10 +36,10 @@ def _part(  # type: ignore[no-untyped-def]
         page = tl.load(inputs + b * input_row + 2 + number)
         at = number * SIZE + offsets
         seen = (at < length) & (at >= length - window)
-        here = h * head_row + (page * SIZE + offsets)[:, None] * DIM + dims[None, :]
+        here = (page * SIZE + offsets)[:, None] * DIM + dims[None, :]
         inside = seen[:, None] & (dims < DIM)[None, :]
-        key = tl.load(held + here, mask=inside, other=0.0)
-        value = tl.load(held + HEADS * head_row + here, mask=inside, other=0.0)
+        key = tl.load(held + h * head_row + here, mask=inside, other=0.0)
+        value = tl.load(held + (HEADS + h) * head_row + here, mask=inside, other=0.0)
         scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
         scores = tl.where(seen[None, :], scores, float("-inf"))
         top = tl.maximum(best, tl.max(scores, 1))

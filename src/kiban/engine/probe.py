@@ -88,8 +88,18 @@ def _known(path: Path) -> dict[str, Any]:
 
 def processor() -> str:
     """Its name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
+    return _told("model name") or platform.processor()
+
+
+def features() -> str:
+    """What instructions it has, as far as that can be known."""
+    return _told("flags") or _told("Features") or torch.backends.cpu.get_cpu_capability()
+
+
+def _told(name: str) -> str:
+    """What the system tells of the processor; nothing where it does not."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith(name):
+                return line.split(":", 1)[1].strip()
+    return ""

@@ -110,8 +110,7 @@ class Scheduler:
         return answer
 
     def load(self) -> Load:
-        """How busy it is. more: idle pages whose content is known, compiled sizes of
-        steps, and totals since the start."""
+        """How busy it is. more: idle pages whose content is known, compiled sizes of steps, totals since the start."""
         with self._changed:
             return self._load()
 
@@ -249,7 +248,7 @@ class Scheduler:
 
     def _step(self, plan: list[tuple[Answer, Part]]) -> None:
         """Run the model once, and tell everyone what came of it."""
-        start = time.perf_counter()
+        start, ready = time.perf_counter(), self._batch.num_compiled
         try:
             logits = self._batch.step([part for _, part in plan])
             best = best_of(logits)
@@ -261,7 +260,11 @@ class Scheduler:
             return
         self._failures = 0
         self._counts["steps"] += 1
-        if self._payoff and all(part.num_logits == len(part.ids) for _, part in plan):
+        if (
+            self._payoff
+            and ready == self._batch.num_compiled
+            and all(part.num_logits == len(part.ids) for _, part in plan)
+        ):
             self._payoff.observe(len(logits), time.perf_counter() - start, guessed=len(logits) > len(plan))
         row = 0
         for answer, part in plan:

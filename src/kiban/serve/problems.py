@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from kiban.config import did_you_mean
@@ -30,6 +30,11 @@ class RefusedError(KibanError):
         super().__init__(message)
         self.status, self.code, self.param, self.headers = status, code, param, dict(headers or {})
         self.kind = kind or ("invalid_request_error" if status < 500 else "server_error")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle, which would call it with the message alone."""
+        more: dict[str, Any] = {"code": self.code, "param": self.param, "kind": self.kind, "headers": self.headers}
+        return partial(RefusedError, **more), (self.status, str(self))
 
     @cached_property
     def raw(self) -> tuple[list[tuple[bytes, bytes]], bytes]:
@@ -59,7 +64,7 @@ def refusal_of(error: KibanError, *, param: str | None = None) -> RefusedError:
     if isinstance(error, RefusedError):
         return error
     if isinstance(error, ClosedError):
-        return RefusedError(503, str(error), code="server_shutdown", headers={"retry-after": "10"})
+        return RefusedError(503, str(error), code="unavailable", headers={"retry-after": f"{error.retry_after:.0f}"})
     if isinstance(error, BusyError):
         return busy(str(error), retry_after=error.retry_after)
     if isinstance(error, ModelNotFoundError):

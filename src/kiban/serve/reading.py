@@ -33,7 +33,7 @@ async def embed(service: Service, request: Request, body: EmbeddingRequest) -> R
     bill = _begin(service, request, model)
     vectors = np.asarray(await model.batcher(rows), dtype="<f4")  # (N, D)
     if not np.isfinite(vectors).all():
-        raise RefusedError(500, "model: computed NaN for this text", code="engine_error")
+        raise RefusedError(500, "model: computed numbers for this text that are none", code="engine_error")
     data = []
     for i, vector in enumerate(vectors):
         coded = base64.b64encode(vector.tobytes()).decode() if body.encoding_format == "base64" else vector.tolist()

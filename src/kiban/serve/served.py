@@ -35,11 +35,11 @@ from kiban.serve.batcher import Batcher
 from kiban.serve.problems import TOO_LONG, RefusedError
 from kiban.train.precision import usual_device
 
-MALLOPT = {
-    -8: 4,
-    -3: 4 << 20,
-    -1: 16 << 20,
-}  # arenas; bytes from which a block goes back when freed; bytes kept in an arena
+MALLOPT = {  # by glibc's numbers
+    -8: 4,  # arenas
+    -3: 4 << 20,  # bytes from which a block goes back when it is freed
+    -1: 16 << 20,  # bytes that an arena keeps
+}
 
 
 @dataclass(kw_only=True)
@@ -167,6 +167,9 @@ def writer(name: str, loaded: zoo.Loaded, trial: Trial, *, weights: Weights = "f
         _move(loaded, "cuda", weights)
     model: Any = DecoderPlan(loaded, weights=weights) if DecoderPlan.fits(loaded) else loaded.module
     if (device := device_of(model)).type == "cuda":
+        if model is not loaded.module:
+            loaded.module.to("meta")  # the plan has what it needs, and keys need the memory
+            torch.cuda.empty_cache()
         engine.setdefault("memory", torch.cuda.mem_get_info(device)[0] // 2)
     scheduler = Scheduler(model, loaded.tokenizer, **{"compiled": True, **engine})
     grammars = Grammars(loaded.tokenizer, loaded.config.vocab_size, trial)
@@ -175,7 +178,7 @@ def writer(name: str, loaded: zoo.Loaded, trial: Trial, *, weights: Weights = "f
 
 def _move(loaded: zoo.Loaded, device: str, weights: Weights) -> None:
     """To a device, a plan's matrices in bf16 if it will have them so: in float32 a large model fits the GPU only half."""
-    narrow = weights == "bf16" or (weights == "auto" and torch.cuda.is_bf16_supported())
+    narrow = weights == "bf16" or (weights == "auto" and torch.cuda.is_bf16_supported(including_emulation=False))
     if narrow and DecoderPlan.fits(loaded):
         with torch.no_grad():
             for parameter in loaded.module.parameters():  # shared ones come once
