@@ -80,6 +80,7 @@ def test_a_canary_is_in_no_log_metric_or_file(
 def test_prompts_are_logged_where_that_is_asked(serve: Any, tiny_chat: Any, lines: Any) -> None:
     live = serve(tiny_chat(), log_prompts=True)
     live.post(CHAT, {"model": "tiny-chat", "messages": [{"role": "user", "content": "これ"}], "max_tokens": 1})
+    live.stop()  # the line is written after the answer
     assert '"content": "これ"' in lines()
 
 
