@@ -64,13 +64,12 @@ class Stepped:
         self.plan, self.fast = plan, Compiled(plan, self.keys, patience=1)
 
     def compile(self) -> None:
-        """Wait for the library for one answer, which takes a minute the first time."""
-        while not self.fast.num_ready:
-            if self.fast.done:
-                raise OSError(f"steps could not be compiled, see {self.fast.folder}")
+        """Wait for the libraries, which takes minutes the first time: nothing may run beside what is timed."""
+        while not self.fast.done:
             self.fast([Part([1], 1, [0])])
             time.sleep(0.5)
-        self.fast.close()
+        if not self.fast.num_ready:
+            raise OSError(f"steps could not be compiled, see {self.fast.folder}")
 
     @torch.inference_mode()
     def __call__(self, prompt: Tensor) -> list[int]:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from kiban.config import home
 from kiban.engine import compiler, decoder, packed, pages
-from kiban.engine.compiler import KINDS, products
+from kiban.engine.compiler import KINDS
 from kiban.engine.decoder import DecoderPlan
 from kiban.engine.pages import PagedKeys, Part, span_of
 from kiban.engine.probe import features, processor
@@ -54,7 +54,8 @@ class Compiled:
         self.shape = _shape(plan, keys)
         # For more rows a copy in another layout is faster than what a library has.
         most = min(
-            (part.few_rows or SIZES[-1] for part in products(plan.layers[0]) if hasattr(part, "few_rows")), default=8
+            (part.few_rows or SIZES[-1] for part in plan.layers[0].products if hasattr(part, "few_rows")),
+            default=SIZES[-1],
         )
         self.sizes = [size for size in SIZES if size <= most] if self.shape else []
         self.folder = home() / "compiled" / _key(self.shape)
@@ -173,12 +174,12 @@ class Compiled:
 def _shape(plan: DecoderPlan, keys: PagedKeys) -> dict[str, Any]:
     """All that a library depends on, as JSON has it; empty if there can be none: weights in oneDNN's own layout are no plain
     tensors."""
-    kinds = {tuple(type(part).__name__ for part in products(layer)) for layer in plan.layers}
+    kinds = {tuple(type(part).__name__ for part in layer.products) for layer in plan.layers}
     if plan.table.device.type != "cpu" or len(kinds) != 1 or not KINDS.keys() >= set(*kinds):
         return {}
     config = {name: getattr(plan.config, name) for name in CONFIG}
     tensors = [[list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for tensor in _tensors(plan)]
-    layer = [[type(part).__name__, len(part.tensors)] for part in products(plan.layers[0])]
+    layer = [[type(part).__name__, len(part.tensors)] for part in plan.layers[0].products]
     about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}
     about |= {"processor": processor(), "features": features()}
     return {"config": config, "places": keys.both.shape[3], "layer": layer, "tensors": tensors, **about}
@@ -194,5 +195,5 @@ def _tensors(plan: DecoderPlan) -> list[Tensor]:
     """All but the head's, in the order in which `compiler.plan_of` takes them."""
     found = [plan.table, plan.norm]
     for layer in plan.layers:
-        found += [layer.norm1, layer.norm2, *(tensor for part in products(layer) for tensor in part.tensors)]
+        found += [layer.norm1, layer.norm2, *(tensor for part in layer.products for tensor in part.tensors)]
     return found

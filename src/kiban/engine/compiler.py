@@ -57,11 +57,6 @@ class Step(nn.Module):
         return plan.normed(plan.hidden(tokens, rotate, mix)[0], plan.norm)
 
 
-def products(layer: Layer) -> list[Any]:
-    """Its matrices, in the order of a shape."""
-    return [layer.qkv, layer.out, layer.gate_up, layer.down]
-
-
 def plan_of(shape: dict[str, Any], tensors: Sequence[Tensor]) -> DecoderPlan:
     """A plan without head."""
     rest = iter(tensors)

@@ -43,6 +43,11 @@ class Layer:
     gate_up: Dense | Packed | Reordered
     down: Dense | Packed | Reordered
 
+    @property
+    def products(self) -> list[Any]:
+        """Its matrices."""
+        return [self.qkv, self.out, self.gate_up, self.down]
+
 
 class DecoderPlan:
     """A CausalModel, made from a Llama and independent of it afterwards (fp32 shares what it need not fuse).
@@ -71,16 +76,14 @@ class DecoderPlan:
             )
         with torch.no_grad():
             if weights == "auto":
-                sample = blocks[0].ffn.gate.weight
-                pays = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else bf16_pays(sample)
-                weights = "bf16" if pays else "fp32"
+                weights = usual_on_gpu() if on_gpu else "bf16" if bf16_pays(blocks[0].ffn.gate.weight) else "fp32"
             self.config, self.weights = loaded.config, weights
             self.dtype = torch.float32 if weights == "fp32" else torch.bfloat16
             self.keys_dtype = self.dtype if on_gpu else torch.float32
             self._pack = self._packer(blocks[0].ffn.gate.weight.detach(), copy)
             self.table = module.embed.weight.detach().to(self.dtype)  # (V, D)
             self.layers = [self._layer(block) for block in blocks]
-            self.norm = self._scaled(module.norm.weight)
+            self.norm, self._floor = self._scaled(module.norm.weight), _floor(self.config, self.device)
             head = module.head.weight.detach()
             if weights in ("int8", "int4"):
                 self.head: Dense | Packed | Reordered = settled(Int8, head.float(), copy=copy)
@@ -93,7 +96,7 @@ class DecoderPlan:
         """What makes states, from the tensors of another plan; it has no head. config: what `hidden` reads of one."""
         made = cls.__new__(cls)
         made.config, made.dtype, made.table, made.norm, made.layers = config, dtype, table, norm, layers
-        made._floor = torch.tensor(math.sqrt(config.dim * config.norm_eps), device=table.device)
+        made._floor = _floor(config, table.device)
         return made
 
     @staticmethod
@@ -110,8 +113,8 @@ class DecoderPlan:
     @property
     def num_bytes(self) -> int:
         """Memory of all weights."""
-        parts = [p for layer in self.layers for p in (layer.qkv, layer.out, layer.gate_up, layer.down)]
-        total = sum(part.num_bytes for part in [*parts, self.head])
+        parts = [part for layer in self.layers for part in layer.products]
+        total: int = sum(part.num_bytes for part in [*parts, self.head])
         shared = isinstance(self.head, Dense) and self.head.weight.data_ptr() == self.table.data_ptr()
         return total + (0 if shared else self.table.numel() * self.table.element_size())
 
@@ -184,7 +187,6 @@ class DecoderPlan:
 
     def _scaled(self, weight: Tensor) -> Tensor:
         """The weight of a norm, with the sqrt(D) that `normed` leaves out on a CPU."""
-        self._floor = torch.tensor(math.sqrt(self.config.dim * self.config.norm_eps), device=self.device)
         weight = weight.detach().float()
         return weight if weight.is_cuda else weight * math.sqrt(self.config.dim)
 
@@ -241,3 +243,13 @@ class DecoderPlan:
             gate_up=self._pack(gate_up),
             down=self._pack(ffn.down.weight.detach()),
         )
+
+
+def usual_on_gpu() -> Literal["bf16", "fp32"]:
+    """What "auto" is there: bf16 where the card itself has it."""
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
+def _floor(config: Any, device: torch.device) -> Tensor:
+    """sqrt(D eps), as `DecoderPlan.normed` wants it."""
+    return torch.tensor(math.sqrt(config.dim * config.norm_eps), device=device)

@@ -21,7 +21,7 @@ from kiban.adopt.strategies import BY_KIND
 from kiban.adopt.strategies.base import Predictor
 from kiban.api import load, sentence_length
 from kiban.config import Progress, silent
-from kiban.engine.decoder import DecoderPlan, Weights
+from kiban.engine.decoder import DecoderPlan, Weights, usual_on_gpu
 from kiban.engine.encoder import EncoderPlan
 from kiban.engine.requests import Load, TextEngine
 from kiban.engine.scheduler import Scheduler
@@ -178,8 +178,7 @@ def writer(name: str, loaded: zoo.Loaded, trial: Trial, *, weights: Weights = "f
 
 def _move(loaded: zoo.Loaded, device: str, weights: Weights) -> None:
     """To a device, a plan's matrices in bf16 if it will have them so: in float32 a large model fits the GPU only half."""
-    narrow = weights == "bf16" or (weights == "auto" and torch.cuda.is_bf16_supported(including_emulation=False))
-    if narrow and DecoderPlan.fits(loaded):
+    if (usual_on_gpu() if weights == "auto" else weights) == "bf16" and DecoderPlan.fits(loaded):
         with torch.no_grad():
             for parameter in loaded.module.parameters():  # shared ones come once
                 dtype = torch.bfloat16 if parameter.ndim == 2 else parameter.dtype
