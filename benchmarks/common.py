@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
+import multiprocessing
 import platform
 import statistics
 import time
@@ -50,6 +52,38 @@ def medians(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, fl
             work()
             taken[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in taken.items()}
+
+
+class Apart:
+    """Ways in a process of their own, where what other ways keep in memory and in threads does not slow them down."""
+
+    def __init__(self, make: Callable[..., Mapping[str, Callable[[], Any]]], *arguments: Any) -> None:
+        """make(*arguments): the ways by name, called over there; both must be picklable, and so must what ways return."""
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        self._child = context.Process(
+            target=_answer, args=(other, torch.get_num_threads(), make, arguments), daemon=True
+        )
+        self._child.start()
+        other.close()
+
+    def __call__(self, name: str) -> Any:
+        """What a way returns. Raises EOFError if the process has ended, and has said why on stderr."""
+        self._pipe.send(name)
+        return self._pipe.recv()
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._child.join()
+
+
+def _answer(pipe: Any, threads: int, make: Callable[..., Mapping[str, Callable[[], Any]]], arguments: Any) -> None:
+    torch.set_num_threads(threads)
+    ways = make(*arguments)
+    with contextlib.suppress(EOFError):
+        while True:
+            pipe.send(ways[pipe.recv()]())
 
 
 def table(rows: list[dict[str, Any]]) -> str:

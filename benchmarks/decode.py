@@ -1,4 +1,5 @@
-"""Decoding and prefill of SmolLM2-135M: kiban's plans beside Hugging Face and llama.cpp, same weights, one run.
+"""Decoding and prefill of SmolLM2-135M: kiban's plans beside Hugging Face and llama.cpp, same weights, one run,
+each way in a process of its own.
 
     pip install -e ".[test]" llama-cpp-python && python benchmarks/decode.py --save
 
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,10 @@ import torch
 from torch import Tensor
 
 import kiban.zoo as zoo
-from common import arguments, finish, medians, table
+from common import Apart, arguments, finish, medians, table
 from kiban.catalogue.pull import pull
 from kiban.engine.compiled import Compiled
-from kiban.engine.decoder import DecoderPlan
+from kiban.engine.decoder import DecoderPlan, Weights
 from kiban.engine.pages import PAGE, PagedKeys, Part
 from kiban.evaluate.fidelity import fidelity
 
@@ -163,38 +165,58 @@ def peers_of_cpp(path: Path, threads: int, scratch: Path) -> dict[str, LlamaCpp]
     return {f"llama.cpp {name}": peer for name, peer in found.items() if peer is not None}
 
 
+def ways_of_huggingface(dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
+    """decode, prefill and faith, as `Apart` makes them."""
+    loaded = zoo.load(NAME)
+    ids, model = torch.tensor([text_ids(loaded, PREFILL)]), huggingface(loaded, dtype)
+    faith = faithfulness(lambda ids: model(ids).logits, loaded.module, ids)
+
+    def decode() -> None:
+        model.generate(ids[:, :PROMPT], max_new_tokens=NEW, min_new_tokens=NEW)
+
+    @torch.inference_mode()
+    def prefill() -> None:
+        model(ids, logits_to_keep=1)
+
+    return {"decode": decode, "prefill": prefill, "faith": lambda: faith}
+
+
+def ways_of_kiban(weights: Weights, *, compiled: bool = False) -> dict[str, Callable[[], Any]]:
+    """The same of a plan."""
+    loaded = zoo.load(NAME)
+    ids, plan = torch.tensor([text_ids(loaded, PREFILL)]), DecoderPlan(loaded, weights=weights)
+    prompt = ids[:, :PROMPT]
+    ways: dict[str, Callable[[], Any]] = {"decode": lambda: greedy(plan, prompt)}
+    if compiled:
+        stepped = Stepped(plan)
+        stepped.compile()
+        ways = {"decode": lambda: stepped(prompt)}
+    faith = faithfulness(stepped.logits if compiled else plan, loaded.module, ids)
+
+    def prefill() -> None:
+        plan(ids, last_only=True)
+
+    return {**ways, "prefill": prefill, "faith": lambda: faith}
+
+
 def main() -> None:
     """Print tokens per second, ratios to Hugging Face eager in fp32, and faithfulness."""
     options, path = arguments(__doc__ or ""), pull(NAME)
-    loaded = zoo.load(NAME)
-    ids = torch.tensor([text_ids(loaded, PREFILL)])
-    prompt, exact = ids[:, :PROMPT], loaded.module
-    decode: dict[str, Callable[[], Any]] = {}
-    prefill: dict[str, Callable[[], Any]] = {}
-    faith: dict[str, dict[str, float]] = {}
-    for name, dtype in (("Hugging Face fp32", torch.float32), ("Hugging Face bf16", torch.bfloat16)):
-        peer = huggingface(loaded, dtype)
-        faith[name] = faithfulness(lambda ids, peer=peer: peer(ids).logits, exact, ids)  # type: ignore[misc]
-        decode[name] = lambda peer=peer: peer.generate(prompt, max_new_tokens=NEW, min_new_tokens=NEW)  # type: ignore[misc]
-        prefill[name] = torch.inference_mode()(lambda peer=peer: peer(ids, logits_to_keep=1))
+    ids = text_ids(zoo.load(NAME), PREFILL)
+    kinds = {"Hugging Face fp32": torch.float32, "Hugging Face bf16": torch.bfloat16}
+    apart = {name: Apart(ways_of_huggingface, dtype) for name, dtype in kinds.items()}
+    apart |= {f"kiban {weights}": Apart(ways_of_kiban, weights) for weights in ("fp32", "bf16", "int8", "int4")}
+    apart["kiban int4, compiled"] = Apart(partial(ways_of_kiban, compiled=True), "int4")
+    faith = {name: peer("faith") for name, peer in apart.items()}  # when all have this, all are ready
+    decode = {name: partial(peer, "decode") for name, peer in apart.items()}
+    prefill = {name: partial(peer, "prefill") for name, peer in apart.items()}
     with tempfile.TemporaryDirectory() as scratch:
         others = peers_of_cpp(path, options.threads, Path(scratch))
-        for name, other in others.items():
-            decode[name] = lambda other=other: other(prompt[0].tolist(), NEW)  # type: ignore[misc]
-            prefill[name] = lambda other=other: other(ids[0].tolist(), 0)  # type: ignore[misc]
-        for weights in ("fp32", "bf16", "int8", "int4"):
-            plan = DecoderPlan(loaded, weights=weights)  # type: ignore[arg-type]
-            faith[f"kiban {weights}"] = faithfulness(plan, exact, ids)
-            decode[f"kiban {weights}"] = lambda plan=plan: greedy(plan, prompt)  # type: ignore[misc]
-            prefill[f"kiban {weights}"] = lambda plan=plan: plan(ids, last_only=True)  # type: ignore[misc]
-        stepped = Stepped(plan)  # of int4, the last one
-        stepped.compile()
-        decode["kiban int4, compiled"] = lambda: stepped(prompt)
-        faith["kiban int4, compiled"] = faithfulness(stepped.logits, exact, ids)
-        prefill["kiban int4, compiled"] = prefill["kiban int4"]
+        decode |= {name: partial(peer, ids[:PROMPT], NEW) for name, peer in others.items()}
+        prefill |= {name: partial(peer, ids, 0) for name, peer in others.items()}
         seconds, reading = medians(decode, options.repeats), medians(prefill, options.repeats)
-        for other in others.values():
-            other.close()
+    for peer in (*apart.values(), *others.values()):
+        peer.close()
     rows = [
         {
             "way": name,

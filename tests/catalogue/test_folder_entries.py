@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typer.testing import CliRunner
 from kiban import zoo
 from kiban.adopt.candidates import fetch
 from kiban.adopt.strategies.base import Candidate
+from kiban.catalogue import client
 from kiban.catalogue import pull as module
 from kiban.catalogue.entries import Entry, entries
 from kiban.catalogue.pull import is_pulled, place, pull
@@ -37,7 +37,7 @@ def _no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(*arguments: Any, **options: Any) -> None:
         raise AssertionError("pip was asked")
 
-    monkeypatch.setattr(subprocess, "Popen", asked)
+    monkeypatch.setattr(client, "run", asked)
 
 
 def test_an_entry_has_wheels_or_a_folder_and_ours_is_one_with_a_folder() -> None:

@@ -157,9 +157,9 @@ def test_a_broken_library_is_thrown_away() -> None:
     keys = PagedKeys(plan.config, PAGES, dtype=torch.float32)
     folder = Compiled(plan, keys).folder
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "1.pt2").write_bytes(b"no library")
+    (folder / "1.so").write_bytes(b"no library")
     fast = Compiled(plan, keys)
-    assert fast.num_ready == 0 and fast(STEP) is None and not (folder / "1.pt2").exists()
+    assert fast.num_ready == 0 and fast(STEP) is None and not (folder / "1.so").exists()
 
 
 def test_a_plan_with_weights_of_its_own_layout_is_left_alone() -> None:

@@ -20,8 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from kiban.config import home
 from kiban.engine import compiler, decoder, packed, pages
 from kiban.engine.compiler import KINDS
 from kiban.engine.decoder import DecoderPlan
+from kiban.engine.library import Library
 from kiban.engine.pages import PagedKeys, Part, span_of
 from kiban.engine.probe import features, processor
 
@@ -63,7 +63,7 @@ class Compiled:
         self._patience = PATIENCE if patience is None else patience
         self._steps = 0
         self._tensors = _tensors(plan) if self.sizes else []
-        self._libraries: dict[int, Callable[[list[Tensor]], list[Tensor]]] = {}  # by size, the smallest first
+        self._libraries: dict[int, Library] = {}  # by size, the smallest first
         self._closed = threading.Event()
         self._maker: threading.Thread | None = None
         self._open()
@@ -88,7 +88,7 @@ class Compiled:
         past = torch.tensor([part.past for part in filled])
         turn = torch.view_as_real(self.plan.turn(past[None], longest))
         held = [view for span in spans for view in self.keys.spans(span)]
-        (states,) = self._libraries[size]([tokens, turn, past, *self._tensors, *held])
+        states = self._libraries[size]([tokens, turn, past, *self._tensors, *held])
         return self.plan.head(states[: len(parts)]).float()
 
     @property
@@ -97,27 +97,27 @@ class Compiled:
         return len(self._libraries)
 
     def close(self) -> None:
-        """Make no more, and let go of what is open, which has scratch files."""
+        """Make no more, and let go of what is open."""
         self._closed.set()
         if self._maker is not None:
             self._maker.join()
+        for library in self._libraries.values():
+            library.close()
         self._libraries, self.sizes, self.done = {}, [], True
 
     def _open(self) -> None:
         """Open what has come since the last time."""
         found = dict(self._libraries)
         for size in self.sizes:
-            path = self.folder / f"{size}.pt2"
+            path = self.folder / compiler.NAME.format(size)
             if size in found or not path.is_file():
                 continue
             try:
-                # What torch._inductor.aoti_load_package wraps; that would import the compiler, for seconds and 100 MB.
-                found[size] = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1).boxed_run
-            except RuntimeError as error:
-                LOGGER.warning("%s does not open: %s", path, str(error).partition("\n")[0])
-                if not zipfile.is_zipfile(path):
-                    with contextlib.suppress(OSError):
-                        path.unlink()  # it is broken, and will be made again
+                found[size] = Library(path)
+            except OSError as error:
+                LOGGER.warning("%s does not open: %s", path, error)
+                with contextlib.suppress(OSError):
+                    path.unlink()  # it will be made again
         self._libraries = {size: found[size] for size in self.sizes if size in found}
         self.done = self.done or self.num_ready == len(self.sizes)
 

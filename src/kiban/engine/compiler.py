@@ -9,7 +9,9 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +26,7 @@ from kiban.engine.packed import Dense, Int4, Int8
 from kiban.errors import KibanError
 from kiban.files import exclusive, staged_file
 
+NAME = "{}.so"  # of the library for so many answers
 KINDS: dict[str, type[Dense | Int8 | Int4]] = {"Dense": Dense, "Int8": Int8, "Int4": Int4}
 
 
@@ -101,10 +104,11 @@ def build(shape: dict[str, Any], answers: int, path: Path) -> None:
         exported = torch.export.export(
             Step(shape), inputs, dynamic_shapes=(None, None, None, [None] * len(tensors), spans), strict=False
         )
-        with staged_file(path) as staged:
-            # The compiler wants a name that ends so.
-            made = torch._inductor.aoti_compile_and_package(exported, package_path=f"{staged}.pt2")
-            Path(made).replace(staged)
+        with tempfile.TemporaryDirectory() as scratch:
+            package = torch._inductor.aoti_compile_and_package(exported, package_path=f"{scratch}/made.pt2")
+            with zipfile.ZipFile(package) as members, staged_file(path) as staged:
+                (name,) = (name for name in members.namelist() if name.endswith(".so"))
+                staged.write_bytes(members.read(name))
 
 
 def _end_with(parent: Any) -> None:
@@ -125,8 +129,9 @@ def main() -> None:
     busy = KibanError(folder, why="another process has been making it for an hour")
     with exclusive(folder / "lock", seconds=3600, error=busy):  # such as the child of another replica
         for size in spec["sizes"]:
-            if not (folder / f"{size}.pt2").exists():
-                build(spec["shape"], size, folder / f"{size}.pt2")
+            path = folder / NAME.format(size)
+            if not path.exists():
+                build(spec["shape"], size, path)
 
 
 if __name__ == "__main__":
