@@ -206,7 +206,7 @@ def main() -> None:
     kinds = {"Hugging Face fp32": torch.float32, "Hugging Face bf16": torch.bfloat16}
     apart = {name: Apart(ways_of_huggingface, dtype) for name, dtype in kinds.items()}
     apart |= {f"kiban {weights}": Apart(ways_of_kiban, weights) for weights in ("fp32", "bf16", "int8", "int4")}
-    apart["kiban int4, compiled"] = Apart(partial(ways_of_kiban, compiled=True), "int4")
+    apart["kiban int8, compiled"] = Apart(partial(ways_of_kiban, compiled=True), "int8")
     faith = {name: peer("faith") for name, peer in apart.items()}  # when all have this, all are ready
     decode = {name: partial(peer, "decode") for name, peer in apart.items()}
     prefill = {name: partial(peer, "prefill") for name, peer in apart.items()}

@@ -5,7 +5,8 @@
 Chat: eight clients at once, in a process of their own, ask SmolLM2-135M for streams of 64 tokens; prompts have 16 to 240
 tokens of English, other ones in every round, so that no cache knows them. Hugging Face has the same prompts as one batch.
 Embeddings: eight clients send 250 texts of mixed lengths to MiniLM, four at a time. Every server is a process of its own,
-and they take turns; ours first write until their steps are compiled. cpu_ms is the processor time of a token or text.
+and they take turns; where our steps are compiled, they first write until that is done. cpu_ms is the processor time of a
+token or text.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from decode import NAME, huggingface, requantised, text_ids
 from embed import texts
 from kiban.api import sentence_length
 from kiban.catalogue.pull import pull
+from kiban.engine import kernels
 from kiban.engine.compiled import SIZES
 from kiban.inputs.batch import pad_batch
 
@@ -279,7 +281,8 @@ def main() -> None:
         for name, weights in (("kiban int4", "int4"), ("kiban bf16", "bf16")):
             server = stack.enter_context(kiban(threads, f"chat={NAME}", "--weights", weights))
             ways[name] = chatting(clients, server, prompts)
-            if weights == "int4":  # bf16 products have a layout of their own, which steps are not compiled with
+            # bf16 products have a layout of their own, which steps are not compiled with, as kernels of ours are already.
+            if weights == "int4" and kernels.library() is None:
                 compiled(server, ways[name])
         for name, server in stack.enter_context(servers_of_llama(options.llama_server, path, threads)).items():
             ways[name] = chatting(clients, server, prompts)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,7 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kiban import zoo
-from kiban.engine.packed import Dense, Int4, Int8, Packed, bf16_pays, fits_int4, settled
+from kiban.engine import kernels
+from kiban.engine.kernels import Rounding
+from kiban.engine.packed import GROUP, Dense, Int4, Int8, Packed, bf16_pays, fits_int4, settled
 from kiban.engine.pages import PagedKeys, Part
 from kiban.engine.ragged import Ragged
 from kiban.engine.reordered import Reordered
@@ -29,6 +32,7 @@ from kiban.weights.names import RopeHalves
 
 Mix = Callable[[Tensor, Tensor, int], Tensor]
 """Attention by queries (B, T, H, Dh), keys and behind them values (B, T, 2 Hkv, Dh), and the number of the layer."""
+Product = Dense | Packed | Reordered | Rounding
 Weights = Literal["auto", "fp32", "bf16", "int8", "int4"]
 
 
@@ -37,11 +41,11 @@ class Layer:
     """Its weights."""
 
     norm1: Tensor
-    qkv: Dense | Packed | Reordered
-    out: Dense | Packed | Reordered
+    qkv: Product
+    out: Product
     norm2: Tensor
-    gate_up: Dense | Packed | Reordered
-    down: Dense | Packed | Reordered
+    gate_up: Product
+    down: Product
 
     @property
     def products(self) -> list[Any]:
@@ -85,8 +89,10 @@ class DecoderPlan:
             self.layers = [self._layer(block) for block in blocks]
             self.norm, self._floor = self._scaled(module.norm.weight), _floor(self.config, self.device)
             head = module.head.weight.detach()
-            if weights in ("int8", "int4"):
-                self.head: Dense | Packed | Reordered = settled(Int8, head.float(), copy=copy)
+            if isinstance(self.layers[0].qkv, Rounding) and fits_int4(head):
+                self.head: Product = Rounding(8, head)
+            elif weights in ("int8", "int4"):
+                self.head = settled(Int8, head.float(), copy=copy)
             else:
                 self.head = self._pack(self.table if head.data_ptr() == module.embed.weight.data_ptr() else head)
         self._turns = torch.empty(0)
@@ -165,6 +171,8 @@ class DecoderPlan:
         c = self.config
         shape = (*tokens.shape, c.num_heads + 2 * c.num_kv_heads, c.head_dim)
         x = F.embedding(tokens.flatten(), self.table).float()  # (B T, D)
+        if isinstance(self.layers[0].qkv, Rounding):
+            return self._hidden_by_kernels(x, shape, rotate, mix).view(*tokens.shape, -1)
         for number, layer in enumerate(self.layers):
             h = layer.qkv(self.normed(x, layer.norm1)).float()  # (B T, (H + 2 Hkv) Dh)
             h = rotate(h.view(shape))
@@ -174,8 +182,23 @@ class DecoderPlan:
             x = x + layer.down(F.silu(gate).mul_(up))
         return x.view(*tokens.shape, -1)
 
+    def _hidden_by_kernels(
+        self, x: Tensor, shape: tuple[int, ...], rotate: Callable[[Tensor], Tensor], mix: Mix
+    ) -> Tensor:
+        """The same with norms, gates and sums in the calls that multiply. x: (B T, D); shape: of queries to values."""
+        heads, floor = self.config.num_heads, self.config.dim * self.config.norm_eps
+        layer: Any
+        for number, layer in enumerate(self.layers):
+            h = rotate(layer.qkv(x, norm=layer.norm1, floor=floor).view(shape))
+            mixed = mix(h[:, :, :heads], h[:, :, heads:], number)  # (B, T, H, Dh)
+            x = layer.out(mixed.flatten(2).flatten(0, 1), plus=x)
+            x = layer.down(layer.gate_up(x, norm=layer.norm2, floor=floor), gated=True, plus=x)
+        return x
+
     def logits(self, x: Tensor) -> Tensor:
         """States (..., D) to logits (..., V) float32."""
+        if isinstance(self.head, Rounding):
+            return self.head(x, norm=self.norm, floor=self.config.dim * self.config.norm_eps)
         return self.head(self.normed(x, self.norm)).float()
 
     def normed(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -213,8 +236,10 @@ class DecoderPlan:
         turned = self._turns[positions][:, :, None].expand(-1, -1, c.num_heads + c.num_kv_heads, -1)
         return F.pad(turned, (0, 0, 0, c.num_kv_heads), value=1.0)
 
-    def _packer(self, sample: Tensor, copy: bool | None) -> Callable[..., Dense | Packed | Reordered]:
+    def _packer(self, sample: Tensor, copy: bool | None) -> Callable[..., Product]:
         """How a weight (N, K) and its bias become a layer; measured on a sample."""
+        if copy is None and self.weights in ("int4", "int8") and self._suits_kernels(*sample.shape):
+            return partial(Rounding, 4 if self.weights == "int4" else 8)
         if self.weights in ("fp32", "bf16"):
             dense = Dense if self.weights == "fp32" or self.device.type != "cpu" else Reordered
             return lambda weight, bias=None: dense(weight.to(self.dtype), None if bias is None else bias.to(self.dtype))
@@ -226,6 +251,12 @@ class DecoderPlan:
             return fitting(weight.float(), bias, few_rows=few_rows)
 
         return pack
+
+    def _suits_kernels(self, ffn_dim: int, dim: int) -> bool:
+        """Whether there are kernels of ours, and all matrices fit them."""
+        c = self.config
+        inputs, outputs = (dim, ffn_dim, c.num_heads * c.head_dim), (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+        return kernels.library() is not None and not any(n % GROUP for n in inputs) and outputs % kernels.ROWS == 0
 
     def _layer(self, block: Any) -> Layer:
         c, attn, ffn = self.config, block.attn, block.ffn

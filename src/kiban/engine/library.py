@@ -28,7 +28,10 @@ class Library:
         self._path, self._handle = path, ctypes.c_void_p()
         self._code = ctypes.CDLL(str(path))  # lets go of Python's lock in every call
         try:
-            self._run, self._delete = self._code.AOTInductorModelContainerRun, self._code.AOTInductorModelContainerDelete
+            self._run, self._delete = (
+                self._code.AOTInductorModelContainerRun,
+                self._code.AOTInductorModelContainerDelete,
+            )
             make = self._code.AOTInductorModelContainerCreateWithDevice
         except AttributeError as error:
             raise OSError(f"{path}: {error}") from None
@@ -41,9 +44,7 @@ class Library:
         count, found = len(handles), ctypes.c_void_p()
         given = (ctypes.c_void_p * count)(*handles)  # the library takes what they stand for, not the array
         self._check(
-            self._run(
-                self._handle, given, ctypes.c_size_t(count), ctypes.byref(found), ctypes.c_size_t(1), None, None
-            )
+            self._run(self._handle, given, ctypes.c_size_t(count), ctypes.byref(found), ctypes.c_size_t(1), None, None)
         )
         result: Tensor = aoti.alloc_tensor_by_stealing_from_void_ptr(_CAPSULE(found, None, None))
         return result

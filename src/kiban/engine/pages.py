@@ -39,7 +39,8 @@ class Part:
 
 
 class PagedKeys:
-    """Room for num_pages pages and a spare one. both: keys and values, (L, 2, Hkv, (num_pages + 1) * PAGE, Dh).
+    """Room for num_pages pages and a spare one. both: keys and values, (L, 2, Hkv, (num_pages + 1) * PAGE, Dh). layers: the
+    same by layer, each (2 Hkv, (num_pages + 1) * PAGE, Dh).
 
     spare: the number of the page behind the others, where steps of a fixed size put what no answer wants.
     """
@@ -50,7 +51,7 @@ class PagedKeys:
         shape = (config.num_layers, 2, config.num_kv_heads, (num_pages + 1) * PAGE, config.head_dim)
         # Never read before it is written, and on a CPU not in memory before that.
         self.both = torch.empty(shape, dtype=dtype, device=device)
-        self._layers = self.both.flatten(1, 2).unbind()  # each (2 Hkv, (num_pages + 1) * PAGE, Dh)
+        self.layers = self.both.flatten(1, 2).unbind()
 
     @staticmethod
     def page_bytes(config: Any, dtype: torch.dtype) -> int:
@@ -59,11 +60,11 @@ class PagedKeys:
 
     def write(self, layer: int, places: Tensor, both: Tensor) -> None:
         """Store keys and behind them values, (2 Hkv, N, Dh), of one layer at places (N,)."""
-        self._layers[layer].index_copy_(1, places, both)
+        self.layers[layer].index_copy_(1, places, both)
 
     def read(self, layer: int, places: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (1, Hkv, N, Dh) of one layer, copied."""
-        keys, values = self._layers[layer].index_select(1, places).chunk(2)
+        keys, values = self.layers[layer].index_select(1, places).chunk(2)
         return keys[None], values[None]
 
     def views(self, span: slice) -> list[tuple[Tensor, Tensor]]:

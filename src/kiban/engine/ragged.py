@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kiban.engine.kernels import OneEach
 from kiban.engine.pages import PagedKeys, Part, places_of, span_of
 from kiban.nn.attention import attend, causal_context
 
@@ -23,13 +24,14 @@ class Ragged:
         self._keys = keys
         self._sizes = [len(part.ids) for part in parts]
         device = keys.both.device
-        spans = [span_of(part.pages, part.end) for part in parts]
-        self._held = [keys.views(span) if isinstance(span, slice) else span.to(device) for span in spans]
         looks = [
             causal_context(len(part.ids), mask=None, past=part.past, window=window, device=device) for part in parts
         ]
         self._allowed = [(allowed, causal) for allowed, causal, _ in looks]
         self._one_each = sum(self._sizes) == len(parts) and not any(allowed is not None for allowed, _ in self._allowed)
+        self._kernel = OneEach(parts) if self._one_each and OneEach.fits(keys.both) else None
+        spans = [] if self._kernel else [span_of(part.pages, part.end) for part in parts]
+        self._held = [keys.views(span) if isinstance(span, slice) else span.to(device) for span in spans]
         tokens = torch.tensor([id for part in parts for id in part.ids])
         positions = torch.cat([torch.arange(part.past, part.end) for part in parts])
         places = torch.cat([places_of(part.pages, part.past, part.end) for part in parts])
@@ -46,9 +48,12 @@ class Ragged:
     def attend(self, q: Tensor, kv: Tensor, layer: int) -> Tensor:
         """Store keys and values and let each answer look at its own. q: (1, N, H, Dh); kv: (1, N, 2 Hkv, Dh). Same as q out.
 
-        One call for each answer is faster than one for all of them padded, since keys are then read where they lie.
+        Without kernels of ours, one call for each answer is faster than one for all of them padded, since keys are then read
+        where they lie.
         """
         self._keys.write(layer, self._places, kv[0].transpose(0, 1))
+        if self._kernel is not None:
+            return self._kernel(q, self._keys.layers[layer])
         pairs = [held[layer] if isinstance(held, list) else self._keys.read(layer, held) for held in self._held]
         if self._one_each:
             # The heads of a group are more queries of one head, as in `attend`; here for all answers at once.

@@ -16,6 +16,7 @@ from itertools import chain
 
 import torch
 
+from kiban.engine import threads
 from kiban.engine.answer import Answer, best_of, line_of
 from kiban.engine.batch import batched
 from kiban.engine.pages import PAGE, Pages, Part
@@ -82,6 +83,7 @@ class Scheduler:
         self._seconds = 1.0  # that an answer takes, lately
         self._payoff = Payoff() if speculate else None
         self._counts = dict.fromkeys(COUNTS, 0)
+        threads.release()  # of who has loaded the model
         self._thread = threading.Thread(target=self._run, name="kiban-scheduler", daemon=True)
         self._thread.start()
 
@@ -161,7 +163,9 @@ class Scheduler:
     def _turn(self) -> bool:
         """One step, or a wait for something to do; False if there will be nothing more."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closing or any(True for _ in self._all()))
+            if not self._wanted():
+                threads.release()
+                self._changed.wait_for(self._wanted)
             cancelled = [answer for answer in self._all() if answer.cancelled]
             for answer in cancelled:
                 self._remove(answer)
@@ -172,6 +176,9 @@ class Scheduler:
         if plan:
             self._step(plan)
         return bool(plan) or not self._closing
+
+    def _wanted(self) -> bool:
+        return self._closing or any(True for _ in self._all())
 
     def _admit(self) -> None:
         """Give free slots to those who lost theirs, then to the clients in turn."""

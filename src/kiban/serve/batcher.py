@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kiban.engine import threads
 from kiban.engine.requests import MAX_FAILURES, Load
 from kiban.errors import BusyError, ClosedError, KibanError
 from kiban.serve import logs
@@ -54,6 +55,7 @@ class Batcher:
         self._closing = self._died = False
         self._failures = 0  # batches that failed since the last one that did not
         self._changed = threading.Condition()
+        threads.release()  # of who has loaded the model
         self._thread = threading.Thread(target=self._run, name="kiban batcher", daemon=True)
         self._thread.start()
 
@@ -93,7 +95,9 @@ class Batcher:
         try:
             while not self._closing or self._jobs:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._jobs or self._closing)
+                    if not self._wanted():
+                        threads.release()
+                        self._changed.wait_for(self._wanted)
                     slices = self._take()
                     self._running = len({id(job) for job, _ in slices})
                 if slices:
@@ -111,6 +115,9 @@ class Batcher:
                 self._jobs.clear()
             for job in left:
                 job.finish(ClosedError("server", why="has failed"))
+
+    def _wanted(self) -> bool:
+        return self._closing or bool(self._jobs)
 
     def _take(self) -> list[tuple[_Job, Sequence[Any]]]:
         """Some items of each request in turn."""

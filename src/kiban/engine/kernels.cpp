@@ -1,0 +1,252 @@
+// Products of weights in 4 or 8 bits with activations in 8, and attention over pages, for x86 processors with AVX512-VNNI.
+//
+// Weights lie in blocks of 16 rows by 32 columns: first their codes, then 16 scales in half precision, then in 4 bits 16
+// minima. A value is code * scale + minimum with codes 0..15, as in GGUF's Q4_1, or (code - 128) * scale with codes 1..255,
+// as in its Q8_0. Byte i of 64 codes in 8 bits belongs to row i / 4 and column i % 4, the next 64 are four columns further;
+// in 4 bits, column i % 4 has the lower half of the byte and column 16 + i % 4 the upper one. Activations are rounded to 8
+// bits with a scale for each 32 of a row, as llama.cpp does, so that sums of products are whole numbers.
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr long ROWS = 16, GROUP = 32;
+
+constexpr long bytes(int bits) { return bits == 4 ? 320 : 544; }  // of a block
+constexpr float LOWEST = 1e-12f;
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef int Ints __attribute__((vector_size(64)));
+typedef unsigned char Bytes __attribute__((vector_size(64)));
+
+template <typename Kind>
+Kind load(const void* from) {
+  Kind found;
+  std::memcpy(&found, from, sizeof found);
+  return found;
+}
+
+void store(float* to, Floats values) { std::memcpy(to, &values, sizeof values); }
+
+float sum(Floats values) { return _mm512_reduce_add_ps(reinterpret_cast<__m512>(values)); }
+
+Floats halves(const unsigned char* from) {
+  return reinterpret_cast<Floats>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+}
+
+// To each of 16 sums the products of four codes with the same four activations.
+Ints dot(Ints sums, Bytes codes, int four) {
+  return reinterpret_cast<Ints>(_mm512_dpbusd_epi32(
+      reinterpret_cast<__m512i>(sums), reinterpret_cast<__m512i>(codes), _mm512_set1_epi32(four)));
+}
+
+// exp: 2^n times a polynomial (Taylor, to the 6th power) of the rest; relative error about 1e-7. NaN stays NaN.
+Floats exponential(Floats x) {
+  x = x < -87 ? Floats{} - 87 : x > 88 ? Floats{} + 88 : x;
+  const __m512 n = _mm512_roundscale_ps(reinterpret_cast<__m512>(x * 1.44269504f), _MM_FROUND_TO_NEAREST_INT);
+  const Floats rest = x - reinterpret_cast<Floats>(n) * 0.693145752f - reinterpret_cast<Floats>(n) * 1.42860677e-6f;
+  Floats made = rest * (1 / 720.0f) + 1 / 120.0f;
+  made = made * rest + 1 / 24.0f;
+  made = made * rest + 1 / 6.0f;
+  made = made * rest + 0.5f;
+  made = made * rest + 1.0f;
+  made = made * rest + 1.0f;
+  return reinterpret_cast<Floats>(_mm512_scalef_ps(reinterpret_cast<__m512>(made), n));
+}
+
+// Rows of activations in 8 bits; of each group the scale, and scale times the sum of its numbers.
+struct Rounded {
+  std::vector<int8_t> numbers;
+  std::vector<float> scales, sums;
+
+  void resize(long rows, long columns) {
+    if (static_cast<long>(numbers.size()) < rows * columns) numbers.resize(rows * columns);
+    if (static_cast<long>(scales.size()) < rows * columns / GROUP) {
+      scales.resize(rows * columns / GROUP);
+      sums.resize(rows * columns / GROUP);
+    }
+  }
+
+  void round(const float* x, long row, long columns) {
+    for (long group = 0; group < columns / GROUP; ++group) {
+      const float* from = x + group * GROUP;
+      float most = 0, wrong = 0;
+#pragma omp simd reduction(max : most) reduction(+ : wrong)
+      for (long i = 0; i < GROUP; ++i) {
+        most = std::max(most, std::fabs(from[i]));
+        wrong += from[i] - from[i];  // NaN if there is one, or an infinity
+      }
+      const float scale = most / 127 + wrong, inverse = most > LOWEST ? 127 / most : 0;
+      int8_t* to = numbers.data() + row * columns + group * GROUP;
+      int total = 0;
+#pragma omp simd reduction(+ : total)
+      for (long i = 0; i < GROUP; ++i) {
+        const int number = static_cast<int>(std::nearbyint(from[i] * inverse));
+        to[i] = static_cast<int8_t>(number);
+        total += number;
+      }
+      scales[row * columns / GROUP + group] = scale;
+      sums[row * columns / GROUP + group] = scale * static_cast<float>(total);
+    }
+  }
+};
+
+// 16 columns of the result for COUNT rows.
+template <int BITS, int COUNT>
+void tile(const Rounded& x, long row, long columns, const unsigned char* block, Floats* found) {
+  const long groups = columns / GROUP;
+  const int8_t* numbers = x.numbers.data() + row * columns;
+  const float *scales = x.scales.data() + row * groups, *sums = x.sums.data() + row * groups;
+  Floats made[COUNT] = {};
+  for (long group = 0; group < groups; ++group, block += bytes(BITS)) {
+    Ints parts[COUNT] = {};
+    for (int j = 0; j < 4; ++j) {
+      Bytes low = load<Bytes>(block + 64 * j), high;
+      if (BITS == 4) {
+        high = low >> 4;
+        low &= 15;
+      } else {
+        high = load<Bytes>(block + 64 * j + 256);
+      }
+      for (int i = 0; i < COUNT; ++i) {
+        const int8_t* own = numbers + i * columns + group * GROUP + 4 * j;
+        parts[i] = dot(dot(parts[i], low, load<int>(own)), high, load<int>(own + 16));
+      }
+    }
+    const Floats scale = halves(block + (BITS == 4 ? 256 : 512));
+    const Floats least = BITS == 4 ? halves(block + 288) : scale * -128;
+    for (int i = 0; i < COUNT; ++i)
+      made[i] += __builtin_convertvector(parts[i], Floats) * (scale * scales[i * groups + group]) +
+                 least * sums[i * groups + group];
+  }
+  for (int i = 0; i < COUNT; ++i) found[i] = made[i];
+}
+
+// 16 columns of the result for all rows.
+template <int BITS>
+void column(const Rounded& x, long rows, long columns, const unsigned char* block, long outputs, float* out) {
+  for (long row = 0; row < rows;) {
+    Floats found[8];
+    const long left = rows - row, count = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    switch (count) {
+      case 8: tile<BITS, 8>(x, row, columns, block, found); break;
+      case 4: tile<BITS, 4>(x, row, columns, block, found); break;
+      case 2: tile<BITS, 2>(x, row, columns, block, found); break;
+      default: tile<BITS, 1>(x, row, columns, block, found);
+    }
+    for (long i = 0; i < count; ++i, ++row) store(out + row * outputs, found[i]);
+  }
+}
+
+// What is rounded: x (rows, columns) as it is, divided by sqrt(|x|^2 + floor)
+// and times norm, or silu(gate) * up of x (rows, 2 columns).
+void prepare(const float* x, long columns, const float* norm, float floor, bool gated, float* made) {
+  if (gated) {
+    for (long i = 0; i < columns; i += 16) {
+      const Floats gate = load<Floats>(x + i);
+      store(made + i, gate / (1 + exponential(-gate)) * load<Floats>(x + columns + i));
+    }
+    return;
+  }
+  float squares = 0;
+#pragma omp simd reduction(+ : squares)
+  for (long i = 0; i < columns; ++i) squares += x[i] * x[i];
+  const float scale = 1 / std::sqrt(squares + floor);
+  for (long i = 0; i < columns; ++i) made[i] = x[i] * scale * norm[i];
+}
+
+}  // namespace
+
+// out (rows, outputs) = x times weights, plus bias (outputs) and plus (rows, outputs) where they are.
+extern "C" void kiban_product(const float* x, long rows, long columns, const float* norm, float floor, int gated,
+                              const unsigned char* weights, int bits, long outputs, const float* bias, const float* plus,
+                              float* out, int threads) {
+  static thread_local Rounded kept;  // of the thread that calls; its own threads share it
+  static thread_local std::vector<float> scratch;
+  kept.resize(rows, columns);
+  const bool prepared = norm != nullptr || gated;
+  if (prepared && static_cast<long>(scratch.size()) < rows * columns) scratch.resize(rows * columns);
+  Rounded& rounded = kept;
+  float* made = scratch.data();
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(static)
+    for (long row = 0; row < rows; ++row) {
+      const float* from = x + row * columns * (gated ? 2 : 1);
+      if (prepared) {
+        prepare(from, columns, norm, floor, gated, made + row * columns);
+        from = made + row * columns;
+      }
+      rounded.round(from, row, columns);
+    }
+#pragma omp for schedule(static)
+    for (long first = 0; first < outputs; first += ROWS) {
+      const unsigned char* block = weights + first / ROWS * (columns / GROUP) * bytes(bits);
+      const auto take = bits == 4 ? column<4> : column<8>;
+      take(rounded, rows, columns, block, outputs, out + first);
+      if (bias == nullptr && plus == nullptr) continue;
+      const Floats offset = bias != nullptr ? load<Floats>(bias + first) : Floats{};
+      for (long row = 0; row < rows; ++row) {
+        const long at = row * outputs + first;
+        store(out + at, load<Floats>(out + at) + offset + (plus != nullptr ? load<Floats>(plus + at) : Floats{}));
+      }
+    }
+  }
+}
+
+// One query of each of `answers`: q (answers, heads, size) with `step` numbers from answer to answer, out (answers, heads,
+// size). both: keys and behind them values of a layer, (2 kv_heads, places, size). Answer i sees its first end[i] tokens;
+// token t lies at pages[first[i] + t / page] * page + t % page. size is divisible by 16.
+extern "C" void kiban_attend(const float* q, long answers, long step, long heads, long kv_heads, long size,
+                             const float* both, long places, const long* pages, long page, const long* first,
+                             const long* end, float* out, int threads) {
+  const long group = heads / kv_heads;
+  const float by = 1 / std::sqrt(static_cast<float>(size));
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> scores;
+#pragma omp for schedule(dynamic, 1)
+    for (long task = 0; task < answers * kv_heads; ++task) {
+      const long answer = task / kv_heads, kv = task % kv_heads, length = end[answer];
+      const float *keys = both + kv * places * size, *values = both + (kv_heads + kv) * places * size;
+      const float* query = q + answer * step + kv * group * size;
+      float* to = out + (answer * heads + kv * group) * size;
+      const long room = (length + 15) / 16 * 16;
+      if (static_cast<long>(scores.size()) < group * room) scores.resize(group * room);
+      const long* own = pages + first[answer];
+      const auto place = [&](long i) { return (own[i / page] * page + i % page) * size; };
+      for (long i = 0; i < length; ++i) {
+        const float* key = keys + place(i);
+        for (long head = 0; head < group; ++head) {
+          Floats made{};
+          for (long part = 0; part < size; part += 16) made += load<Floats>(key + part) * load<Floats>(query + head * size + part);
+          scores[head * room + i] = sum(made) * by;
+        }
+      }
+      for (long head = 0; head < group; ++head) {
+        float *row = scores.data() + head * room, most = -INFINITY, total = 0;
+#pragma omp simd reduction(max : most)
+        for (long i = 0; i < length; ++i) most = std::max(most, row[i]);
+        for (long i = 0; i < length; i += 16) store(row + i, exponential(load<Floats>(row + i) - most));
+#pragma omp simd reduction(+ : total)
+        for (long i = 0; i < length; ++i) total += row[i];
+        for (long i = 0; i < length; ++i) row[i] /= total;
+      }
+      std::fill(to, to + group * size, 0.0f);
+      for (long i = 0; i < length; ++i) {
+        const float* value = values + place(i);
+        for (long head = 0; head < group; ++head)
+          for (long part = 0; part < size; part += 16) {
+            float* here = to + head * size + part;
+            store(here, load<Floats>(here) + load<Floats>(value + part) * scores[head * room + i]);
+          }
+      }
+    }
+  }
+}
