@@ -36,7 +36,7 @@ STEP = [Part([1], 4, [0])]
 def plan_in(weights: Weights, **changes: Any) -> DecoderPlan:
     model = small_llama(dim=64, num_heads=4, head_dim=16, **changes)
     loaded = zoo.Loaded(zoo.families()["llama"], model.config, model, None, None, (), "small", None)
-    return DecoderPlan(loaded, weights=weights)
+    return DecoderPlan(loaded, weights=weights, copy=None if weights in ("fp32", "bf16") else False)
 
 
 def made(plan: DecoderPlan) -> Compiled:

@@ -58,9 +58,9 @@ class DecoderPlan:
 
     weights: "fp32" is exact; "bf16" halves, "int8" quarters and "int4" eighths what a token has to read; "auto" is bf16
     where that is measured to be clearly faster, on a GPU where it has that, else fp32. The matrix of the output stays in
-    int8 at "int4", as GGUF files have it. copy: keep a bf16 copy of packed weights for prompts, which makes them several
-    times faster where bf16 matrix products are fast; None measures whether it does. It works on the device where the
-    model's weights lie.
+    int8 at "int4", as GGUF files have it. Packed weights go through kernels of ours where the machine has them
+    (`engine/kernels.py`); else through torch's, with a bf16 copy for prompts where that is measured to pay. copy: take
+    torch's in any case, with a copy or without. It works on the device where the model's weights lie.
 
     Raises ConfigError if the model is not a bare decoder, or the weights are unknown or, being packed, not on a CPU.
     """
@@ -89,8 +89,8 @@ class DecoderPlan:
             self.layers = [self._layer(block) for block in blocks]
             self.norm, self._floor = self._scaled(module.norm.weight), _floor(self.config, self.device)
             head = module.head.weight.detach()
-            if isinstance(self.layers[0].qkv, Rounding) and fits_int4(head):
-                self.head: Product = Rounding(8, head)
+            if isinstance(self.layers[0].qkv, Rounding):
+                self.head: Product = Rounding(8, F.pad(head, (0, 0, 0, -len(head) % kernels.ROWS)))
             elif weights in ("int8", "int4"):
                 self.head = settled(Int8, head.float(), copy=copy)
             else:
@@ -198,7 +198,8 @@ class DecoderPlan:
     def logits(self, x: Tensor) -> Tensor:
         """States (..., D) to logits (..., V) float32."""
         if isinstance(self.head, Rounding):
-            return self.head(x, norm=self.norm, floor=self.config.dim * self.config.norm_eps)
+            found = self.head(x, norm=self.norm, floor=self.config.dim * self.config.norm_eps)
+            return found[..., : self.config.vocab_size]
         return self.head(self.normed(x, self.norm)).float()
 
     def normed(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -82,12 +82,13 @@ struct Rounded {
         most = std::max(most, std::fabs(from[i]));
         wrong += from[i] - from[i];  // NaN if there is one, or an infinity
       }
-      const float scale = most / 127 + wrong, inverse = most > LOWEST ? 127 / most : 0;
+      const bool usable = most > LOWEST && wrong == 0;
+      const float scale = most / 127 + wrong, inverse = 127 / most;
       int8_t* to = numbers.data() + row * columns + group * GROUP;
       int total = 0;
 #pragma omp simd reduction(+ : total)
       for (long i = 0; i < GROUP; ++i) {
-        const int number = static_cast<int>(std::nearbyint(from[i] * inverse));
+        const int number = usable ? static_cast<int>(std::nearbyint(from[i] * inverse)) : 0;
         to[i] = static_cast<int8_t>(number);
         total += number;
       }

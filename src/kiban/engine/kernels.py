@@ -7,6 +7,7 @@ processor lacks AVX512-VNNI, nothing of this is there, and torch's own kernels s
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import logging
@@ -58,9 +59,15 @@ def library() -> ctypes.CDLL | None:
                 command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
                 subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
                 made.replace(path)
-        found = ctypes.CDLL(str(path))  # lets go of Python's lock in every call
     except (OSError, subprocess.SubprocessError) as error:
         LOGGER.warning("kernels are not compiled: %s", error)
+        return None
+    try:
+        found = ctypes.CDLL(str(path))  # lets go of Python's lock in every call
+    except OSError as error:
+        LOGGER.warning("%s does not open, and is made again at the next start: %s", path, error)
+        with contextlib.suppress(OSError):
+            path.unlink()
         return None
     p, n = c_void_p, c_long
     found.kiban_product.argtypes = [p, n, n, p, c_float, c_int, p, c_int, n, p, p, p, c_int]
