@@ -23,7 +23,24 @@ from kiban.weights.gguf_blocks import KINDS, dequantise
 from layouts import LAYOUTS, Layout
 from listener import small_llama
 
-pytestmark = pytest.mark.skipif(kernels.library() is None, reason="no C++ compiler, or a processor without AVX512-VNNI")
+pytestmark = pytest.mark.skipif(kernels.library() is None, reason="no C++ compiler, or no Linux on x86")
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The library of a processor without AVX-512."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KIBAN_HOME", str(tmp_path_factory.mktemp("narrow")))
+        patch.setattr(kernels, "FLAGS", tuple(flag.replace("native", "haswell") for flag in kernels.FLAGS))
+        return kernels.library.__wrapped__()
+
+
+@pytest.fixture(params=["native", "AVX2"])
+def either(request: pytest.FixtureRequest, narrow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this machine has, and what most have."""
+    if request.param == "AVX2":
+        monkeypatch.setattr(kernels, "library", lambda: narrow)
+
 
 BITS: tuple[Literal[4, 8], ...] = (4, 8)
 
@@ -49,6 +66,7 @@ def rounded(x: Tensor) -> Tensor:
     return ((groups * (1 / scale.clamp(min=1e-12))).round() * scale).flatten(-2)
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 29])
 def test_a_product_is_that_of_the_rounded_numbers(bits: Literal[4, 8], rows: int) -> None:
@@ -60,6 +78,7 @@ def test_a_product_is_that_of_the_rounded_numbers(bits: Literal[4, 8], rows: int
     assert layer(x[None]).shape == (1, rows, 48) and Rounding(bits, weight)(torch.zeros(rows, 96)).abs().max() == 0
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("bits", BITS)
 def test_norms_and_gates_come_before(bits: Literal[4, 8]) -> None:
     """Rounding may fall to the other side where a number is between two: by a part in 254 of the largest."""
@@ -72,6 +91,7 @@ def test_norms_and_gates_come_before(bits: Literal[4, 8]) -> None:
     assert layer(torch.full((1, 128), -1e4), gated=True).abs().max() == 0  # exp(1e4) is no number
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
 def test_what_is_no_number_stays_none_in_its_row_alone(wrong: float) -> None:
     layer, x = Rounding(4, random(32, 64)), random(5, 64, seed=1)
@@ -80,6 +100,7 @@ def test_what_is_no_number_stays_none_in_its_row_alone(wrong: float) -> None:
         assert found[3].isnan().all() and found[[0, 1, 2, 4]].isfinite().all()
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize(("name", "bits"), [("Q4_0", 4), ("Q4_1", 4), ("Q8_0", 8)])
 def test_the_values_of_a_file_are_kept_exactly(name: str, bits: Literal[4, 8]) -> None:
     """Blocks as ggml's quantiser makes them: some code is the largest or the smallest one."""
@@ -101,6 +122,7 @@ def test_the_values_of_a_file_are_kept_exactly(name: str, bits: Literal[4, 8]) -
     assert (Rounding(bits, weight)(x) - x.double() @ weight.double().T).abs().max() < 2e-3
 
 
+@pytest.mark.usefixtures("either")
 @torch.inference_mode()
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 @pytest.mark.parametrize("heads", [(4, 2, 16), (3, 3, 64), (8, 1, 32)], ids=str)
@@ -121,6 +143,7 @@ def test_attention_over_pages_is_torchs(layout: Layout, heads: tuple[int, int, i
         assert (found[0, row] - expected[:, 0]).abs().max() < 1e-5
 
 
+@pytest.mark.usefixtures("either")
 @torch.inference_mode()
 def test_attention_survives_scores_that_are_far_apart() -> None:
     keys = PagedKeys(small_llama(dim=32, num_heads=1, num_kv_heads=1, head_dim=32).config, 2, dtype=torch.float32)
@@ -140,6 +163,7 @@ def plan_of(weights: Any, **changes: Any) -> tuple[zoo.Loaded, DecoderPlan]:
     return loaded, DecoderPlan(loaded, weights=weights)
 
 
+@pytest.mark.usefixtures("either")
 @torch.inference_mode()
 @pytest.mark.parametrize(("weights", "bits", "bar"), [("int4", 4, 0.3), ("int8", 8, 0.02)])
 def test_a_plan_has_them_and_stays_close(weights: str, bits: Literal[4, 8], bar: float) -> None:

@@ -1,4 +1,5 @@
-// Products of weights in 4 or 8 bits with activations in 8, and attention over pages, for x86 processors with AVX512-VNNI.
+// Products of weights in 4 or 8 bits with activations in 8, and attention over pages, for x86 processors with AVX2,
+// FMA and F16C; twice as fast with AVX512-VNNI.
 //
 // Weights lie in blocks of 16 rows by 32 columns: first their codes, then 16 scales in half precision, then in 4 bits 16
 // minima. A value is code * scale + minimum with codes 0..15, as in GGUF's Q4_1, or (code - 128) * scale with codes 1..255,
@@ -21,9 +22,16 @@ constexpr long ROWS = 16, GROUP = 32;
 constexpr long bytes(int bits) { return bits == 4 ? 320 : 544; }  // of a block
 constexpr float LOWEST = 1e-12f;
 
-typedef float Floats __attribute__((vector_size(64)));
-typedef int Ints __attribute__((vector_size(64)));
-typedef unsigned char Bytes __attribute__((vector_size(64)));
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
+#define WIDE
+constexpr long LANES = 16;
+#else
+constexpr long LANES = 8;
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int Ints __attribute__((vector_size(4 * LANES)));
+typedef unsigned char Bytes __attribute__((vector_size(4 * LANES)));
 
 template <typename Kind>
 Kind load(const void* from) {
@@ -34,30 +42,77 @@ Kind load(const void* from) {
 
 void store(float* to, Floats values) { std::memcpy(to, &values, sizeof values); }
 
-float sum(Floats values) { return _mm512_reduce_add_ps(reinterpret_cast<__m512>(values)); }
+float sum(Floats values) {
+#ifdef WIDE
+  return _mm512_reduce_add_ps(reinterpret_cast<__m512>(values));
+#else
+  const __m256 all = reinterpret_cast<__m256>(values);
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#endif
+}
 
 Floats halves(const unsigned char* from) {
-  return reinterpret_cast<Floats>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+#ifdef WIDE
+  return reinterpret_cast<Floats>(_mm512_cvtph_ps(load<__m256i>(from)));
+#else
+  return reinterpret_cast<Floats>(_mm256_cvtph_ps(load<__m128i>(from)));
+#endif
 }
 
-// To each of 16 sums the products of four codes with the same four activations.
-Ints dot(Ints sums, Bytes codes, int four) {
-  return reinterpret_cast<Ints>(_mm512_dpbusd_epi32(
-      reinterpret_cast<__m512i>(sums), reinterpret_cast<__m512i>(codes), _mm512_set1_epi32(four)));
-}
+// Sums of the products of codes with activations over a group, for each lane.
+template <int BITS>
+struct Sums {
+#ifdef WIDE
+  __m512i made = _mm512_setzero_si512();
+
+  void add(Bytes codes, int four) {
+    made = _mm512_dpbusd_epi32(made, reinterpret_cast<__m512i>(codes), _mm512_set1_epi32(four));
+  }
+
+  Ints total() const { return reinterpret_cast<Ints>(made); }
+#else
+  __m256i made = _mm256_setzero_si256();
+
+  // Of 4 bits all sums of a group fit 16 bits: 16 products of at most 15 * 127. Of 8 bits only two products do, of the code
+  // without its offset, which is then no part of the minimum.
+  void add(Bytes codes, int four) {
+    const __m256i x = _mm256_set1_epi32(four), ones = _mm256_set1_epi16(1);
+    if (BITS == 4) {
+      made = _mm256_add_epi16(made, _mm256_maddubs_epi16(reinterpret_cast<__m256i>(codes), x));
+    } else {
+      const __m256i code = reinterpret_cast<__m256i>(codes ^ 128);
+      const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(code), _mm256_sign_epi8(x, code));
+      made = _mm256_add_epi32(made, _mm256_madd_epi16(pairs, ones));
+    }
+  }
+
+  Ints total() const {
+    return reinterpret_cast<Ints>(BITS == 4 ? _mm256_madd_epi16(made, _mm256_set1_epi16(1)) : made);
+  }
+#endif
+};
+
+#ifdef WIDE
+constexpr float OFFSET = -128;
+#else
+constexpr float OFFSET = 0;
+#endif
 
 // exp: 2^n times a polynomial (Taylor, to the 6th power) of the rest; relative error about 1e-7. NaN stays NaN.
 Floats exponential(Floats x) {
   x = x < -87 ? Floats{} - 87 : x > 88 ? Floats{} + 88 : x;
-  const __m512 n = _mm512_roundscale_ps(reinterpret_cast<__m512>(x * 1.44269504f), _MM_FROUND_TO_NEAREST_INT);
-  const Floats rest = x - reinterpret_cast<Floats>(n) * 0.693145752f - reinterpret_cast<Floats>(n) * 1.42860677e-6f;
+  const Floats shift = Floats{} + 12582912.0f;  // 1.5 * 2^23, to which a sum is rounded to whole numbers
+  const Floats n = (x * 1.44269504f + shift) - shift;
+  const Floats rest = x - n * 0.693145752f - n * 1.42860677e-6f;
   Floats made = rest * (1 / 720.0f) + 1 / 120.0f;
   made = made * rest + 1 / 24.0f;
   made = made * rest + 1 / 6.0f;
   made = made * rest + 0.5f;
   made = made * rest + 1.0f;
   made = made * rest + 1.0f;
-  return reinterpret_cast<Floats>(_mm512_scalef_ps(reinterpret_cast<__m512>(made), n));
+  return made * reinterpret_cast<Floats>((__builtin_convertvector(n, Ints) + 127) << 23);
 }
 
 // Rows of activations in 8 bits; of each group the scale, and scale times the sum of its numbers.
@@ -98,32 +153,34 @@ struct Rounded {
   }
 };
 
-// 16 columns of the result for COUNT rows.
+// LANES columns of the result for COUNT rows. block: of the first group, from the codes, scales and minima of these columns.
 template <int BITS, int COUNT>
-void tile(const Rounded& x, long row, long columns, const unsigned char* block, Floats* found) {
+void tile(const Rounded& x, long row, long columns, const unsigned char* block, long part, Floats* found) {
   const long groups = columns / GROUP;
   const int8_t* numbers = x.numbers.data() + row * columns;
   const float *scales = x.scales.data() + row * groups, *sums = x.sums.data() + row * groups;
   Floats made[COUNT] = {};
   for (long group = 0; group < groups; ++group, block += bytes(BITS)) {
-    Ints parts[COUNT] = {};
+    Sums<BITS> parts[COUNT];
+    const unsigned char* codes = block + 4 * LANES * part;
     for (int j = 0; j < 4; ++j) {
-      Bytes low = load<Bytes>(block + 64 * j), high;
+      Bytes low = load<Bytes>(codes + 64 * j), high;
       if (BITS == 4) {
         high = low >> 4;
         low &= 15;
       } else {
-        high = load<Bytes>(block + 64 * j + 256);
+        high = load<Bytes>(codes + 64 * j + 256);
       }
       for (int i = 0; i < COUNT; ++i) {
         const int8_t* own = numbers + i * columns + group * GROUP + 4 * j;
-        parts[i] = dot(dot(parts[i], low, load<int>(own)), high, load<int>(own + 16));
+        parts[i].add(low, load<int>(own));
+        parts[i].add(high, load<int>(own + 16));
       }
     }
-    const Floats scale = halves(block + (BITS == 4 ? 256 : 512));
-    const Floats least = BITS == 4 ? halves(block + 288) : scale * -128;
+    const unsigned char* pairs = block + (BITS == 4 ? 256 : 512) + 2 * LANES * part;
+    const Floats scale = halves(pairs), least = BITS == 4 ? halves(pairs + 32) : scale * OFFSET;
     for (int i = 0; i < COUNT; ++i)
-      made[i] += __builtin_convertvector(parts[i], Floats) * (scale * scales[i * groups + group]) +
+      made[i] += __builtin_convertvector(parts[i].total(), Floats) * (scale * scales[i * groups + group]) +
                  least * sums[i * groups + group];
   }
   for (int i = 0; i < COUNT; ++i) found[i] = made[i];
@@ -132,16 +189,19 @@ void tile(const Rounded& x, long row, long columns, const unsigned char* block, 
 // 16 columns of the result for all rows.
 template <int BITS>
 void column(const Rounded& x, long rows, long columns, const unsigned char* block, long outputs, float* out) {
-  for (long row = 0; row < rows;) {
-    Floats found[8];
-    const long left = rows - row, count = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-    switch (count) {
-      case 8: tile<BITS, 8>(x, row, columns, block, found); break;
-      case 4: tile<BITS, 4>(x, row, columns, block, found); break;
-      case 2: tile<BITS, 2>(x, row, columns, block, found); break;
-      default: tile<BITS, 1>(x, row, columns, block, found);
+  constexpr int MOST = LANES == 16 ? 8 : 4;
+  for (long part = 0; part < ROWS / LANES; ++part, out += LANES) {
+    for (long row = 0; row < rows;) {
+      Floats found[8];
+      const long left = rows - row, count = left >= MOST ? MOST : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+      switch (count) {
+        case 8: tile<BITS, 8>(x, row, columns, block, part, found); break;
+        case 4: tile<BITS, 4>(x, row, columns, block, part, found); break;
+        case 2: tile<BITS, 2>(x, row, columns, block, part, found); break;
+        default: tile<BITS, 1>(x, row, columns, block, part, found);
+      }
+      for (long i = 0; i < count; ++i, ++row) store(out + row * outputs, found[i]);
     }
-    for (long i = 0; i < count; ++i, ++row) store(out + row * outputs, found[i]);
   }
 }
 
@@ -149,7 +209,7 @@ void column(const Rounded& x, long rows, long columns, const unsigned char* bloc
 // and times norm, or silu(gate) * up of x (rows, 2 columns).
 void prepare(const float* x, long columns, const float* norm, float floor, bool gated, float* made) {
   if (gated) {
-    for (long i = 0; i < columns; i += 16) {
+    for (long i = 0; i < columns; i += LANES) {
       const Floats gate = load<Floats>(x + i);
       store(made + i, gate / (1 + exponential(-gate)) * load<Floats>(x + columns + i));
     }
@@ -192,11 +252,11 @@ extern "C" void kiban_product(const float* x, long rows, long columns, const flo
       const auto take = bits == 4 ? column<4> : column<8>;
       take(rounded, rows, columns, block, outputs, out + first);
       if (bias == nullptr && plus == nullptr) continue;
-      const Floats offset = bias != nullptr ? load<Floats>(bias + first) : Floats{};
-      for (long row = 0; row < rows; ++row) {
-        const long at = row * outputs + first;
-        store(out + at, load<Floats>(out + at) + offset + (plus != nullptr ? load<Floats>(plus + at) : Floats{}));
-      }
+      for (long row = 0; row < rows; ++row)
+        for (long i = first; i < first + ROWS; ++i) {
+          if (bias != nullptr) out[row * outputs + i] += bias[i];
+          if (plus != nullptr) out[row * outputs + i] += plus[row * outputs + i];
+        }
     }
   }
 }
@@ -226,7 +286,7 @@ extern "C" void kiban_attend(const float* q, long answers, long step, long heads
         const float* key = keys + place(i);
         for (long head = 0; head < group; ++head) {
           Floats made{};
-          for (long part = 0; part < size; part += 16) made += load<Floats>(key + part) * load<Floats>(query + head * size + part);
+          for (long part = 0; part < size; part += LANES) made += load<Floats>(key + part) * load<Floats>(query + head * size + part);
           scores[head * room + i] = sum(made) * by;
         }
       }
@@ -234,7 +294,7 @@ extern "C" void kiban_attend(const float* q, long answers, long step, long heads
         float *row = scores.data() + head * room, most = -INFINITY, total = 0;
 #pragma omp simd reduction(max : most)
         for (long i = 0; i < length; ++i) most = std::max(most, row[i]);
-        for (long i = 0; i < length; i += 16) store(row + i, exponential(load<Floats>(row + i) - most));
+        for (long i = 0; i < length; i += LANES) store(row + i, exponential(load<Floats>(row + i) - most));
 #pragma omp simd reduction(+ : total)
         for (long i = 0; i < length; ++i) total += row[i];
         for (long i = 0; i < length; ++i) row[i] /= total;
@@ -243,7 +303,7 @@ extern "C" void kiban_attend(const float* q, long answers, long step, long heads
       for (long i = 0; i < length; ++i) {
         const float* value = values + place(i);
         for (long head = 0; head < group; ++head)
-          for (long part = 0; part < size; part += 16) {
+          for (long part = 0; part < size; part += LANES) {
             float* here = to + head * size + part;
             store(here, load<Floats>(here) + load<Floats>(value + part) * scores[head * room + i]);
           }

@@ -1,8 +1,8 @@
 """What `kernels.cpp` computes: one call where torch needs ten small ones, and products with 8-bit activations, which torch
 has for whole rows only (a scale for 32 numbers loses a tenth as much).
 
-It is compiled on the machine that runs it, in a second, and kept in KIBAN_HOME. Where there is no C++ compiler or the
-processor lacks AVX512-VNNI, nothing of this is there, and torch's own kernels serve.
+It is compiled on the machine that runs it, in a second, and kept in KIBAN_HOME. Without a C++ compiler, or on anything but
+Linux on x86, nothing of this is there, and torch's own kernels serve.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from kiban.engine.probe import features, processor
 
 LOGGER = logging.getLogger("kiban.engine")
 SOURCE = Path(__file__).with_name("kernels.cpp")
-NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512_vnni")
+NEEDED = ("avx2", "fma", "f16c")  # as Linux tells them
 # No flag that would take NaN for impossible: a model that computes it has to be found out.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
 SECONDS = 120  # for the compiler
