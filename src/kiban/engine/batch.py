@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from kiban.engine import kernels
 from kiban.engine.compiled import Compiled
 from kiban.engine.decoder import DecoderPlan
 from kiban.engine.graphs import Graphs
@@ -52,6 +53,7 @@ def batched(model: CausalModel, memory: int, most: int, *, compiled: bool = Fals
         return Padded(model, keys), num_pages
     if keys.both.is_cuda:
         return Flat(model, keys, Graphs(model, keys)), num_pages
+    kernels.library()  # made now, and not while somebody waits
     return Flat(model, keys, Compiled(model, keys) if compiled else None), num_pages
 
 

@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -33,7 +32,7 @@ from kiban.engine.compiler import KINDS
 from kiban.engine.decoder import DecoderPlan
 from kiban.engine.library import Library
 from kiban.engine.pages import PagedKeys, Part, span_of
-from kiban.engine.probe import features, processor
+from kiban.engine.probe import compiler_of_cpp, features, processor
 
 LOGGER = logging.getLogger("kiban.engine")
 SIZES = (1, 2, 4, 8)  # answers; of more, products take most of the time
@@ -107,7 +106,7 @@ class Compiled:
 
     def _open(self) -> None:
         """Open what has come since the last time."""
-        found = dict(self._libraries)
+        found, refused = dict(self._libraries), set[int]()
         for size in self.sizes:
             path = self.folder / compiler.NAME.format(size)
             if size in found or not path.is_file():
@@ -115,16 +114,16 @@ class Compiled:
             try:
                 found[size] = Library(path)
             except OSError as error:
-                LOGGER.warning("%s does not open: %s", path, error)
-                with contextlib.suppress(OSError):
-                    path.unlink()  # it will be made again
+                LOGGER.warning("%s does not open (if it is broken, delete it): %s", path, error)
+                refused.add(size)
+        self.sizes = [size for size in self.sizes if size not in refused]
         self._libraries = {size: found[size] for size in self.sizes if size in found}
         self.done = self.done or self.num_ready == len(self.sizes)
 
     def _make(self) -> None:
         """Let a child make what is missing, and open it as it comes."""
         try:
-            if not shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")):
+            if compiler_of_cpp() is None:
                 LOGGER.warning("steps are not compiled: there is no C++ compiler")
                 return
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -107,7 +107,7 @@ def build(shape: dict[str, Any], answers: int, path: Path) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             package = torch._inductor.aoti_compile_and_package(exported, package_path=f"{scratch}/made.pt2")
             with zipfile.ZipFile(package) as members, staged_file(path) as staged:
-                (name,) = (name for name in members.namelist() if name.endswith(".so"))
+                (name,) = (name for name in members.namelist() if name.endswith((".so", ".pyd")))
                 staged.write_bytes(members.read(name))
 
 

@@ -17,16 +17,16 @@
 
 namespace {
 
-constexpr long ROWS = 16, GROUP = 32;
+constexpr int64_t ROWS = 16, GROUP = 32, SLICE = 256;
 
-constexpr long bytes(int bits) { return bits == 4 ? 320 : 544; }  // of a block
+constexpr int64_t bytes(int bits) { return bits == 4 ? 320 : 544; }  // of a block
 constexpr float LOWEST = 1e-12f;
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
 #define WIDE
-constexpr long LANES = 16;
+constexpr int64_t LANES = 16;
 #else
-constexpr long LANES = 8;
+constexpr int64_t LANES = 8;
 #endif
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
@@ -115,34 +115,34 @@ Floats exponential(Floats x) {
   return made * reinterpret_cast<Floats>((__builtin_convertvector(n, Ints) + 127) << 23);
 }
 
-// Rows of activations in 8 bits; of each group the scale, and scale times the sum of its numbers.
+// Rows of activations in 8 bits; of each group the scale, times the factor of the weights, and that times its sum.
 struct Rounded {
   std::vector<int8_t> numbers;
   std::vector<float> scales, sums;
 
-  void resize(long rows, long columns) {
-    if (static_cast<long>(numbers.size()) < rows * columns) numbers.resize(rows * columns);
-    if (static_cast<long>(scales.size()) < rows * columns / GROUP) {
+  void resize(int64_t rows, int64_t columns) {
+    if (static_cast<int64_t>(numbers.size()) < rows * columns) numbers.resize(rows * columns);
+    if (static_cast<int64_t>(scales.size()) < rows * columns / GROUP) {
       scales.resize(rows * columns / GROUP);
       sums.resize(rows * columns / GROUP);
     }
   }
 
-  void round(const float* x, long row, long columns) {
-    for (long group = 0; group < columns / GROUP; ++group) {
+  void round(const float* x, int64_t row, int64_t columns, float factor) {
+    for (int64_t group = 0; group < columns / GROUP; ++group) {
       const float* from = x + group * GROUP;
       float most = 0, wrong = 0;
 #pragma omp simd reduction(max : most) reduction(+ : wrong)
-      for (long i = 0; i < GROUP; ++i) {
+      for (int64_t i = 0; i < GROUP; ++i) {
         most = std::max(most, std::fabs(from[i]));
         wrong += from[i] - from[i];  // NaN if there is one, or an infinity
       }
       const bool usable = most > LOWEST && wrong == 0;
-      const float scale = most / 127 + wrong, inverse = 127 / most;
+      const float scale = most / 127 * factor + wrong, inverse = 127 / most;
       int8_t* to = numbers.data() + row * columns + group * GROUP;
       int total = 0;
 #pragma omp simd reduction(+ : total)
-      for (long i = 0; i < GROUP; ++i) {
+      for (int64_t i = 0; i < GROUP; ++i) {
         const int number = usable ? static_cast<int>(std::nearbyint(from[i] * inverse)) : 0;
         to[i] = static_cast<int8_t>(number);
         total += number;
@@ -153,14 +153,14 @@ struct Rounded {
   }
 };
 
-// LANES columns of the result for COUNT rows. block: of the first group, from the codes, scales and minima of these columns.
+// LANES columns of the result for COUNT rows. block: of the first group; part: which LANES of its 16 rows.
 template <int BITS, int COUNT>
-void tile(const Rounded& x, long row, long columns, const unsigned char* block, long part, Floats* found) {
-  const long groups = columns / GROUP;
+void tile(const Rounded& x, int64_t row, int64_t columns, const unsigned char* block, int64_t part, Floats* found) {
+  const int64_t groups = columns / GROUP;
   const int8_t* numbers = x.numbers.data() + row * columns;
   const float *scales = x.scales.data() + row * groups, *sums = x.sums.data() + row * groups;
   Floats made[COUNT] = {};
-  for (long group = 0; group < groups; ++group, block += bytes(BITS)) {
+  for (int64_t group = 0; group < groups; ++group, block += bytes(BITS)) {
     Sums<BITS> parts[COUNT];
     const unsigned char* codes = block + 4 * LANES * part;
     for (int j = 0; j < 4; ++j) {
@@ -188,28 +188,27 @@ void tile(const Rounded& x, long row, long columns, const unsigned char* block, 
 
 // 16 columns of the result for all rows.
 template <int BITS>
-void column(const Rounded& x, long rows, long columns, const unsigned char* block, long outputs, float* out) {
+void column(const Rounded& x, int64_t rows, int64_t columns, const unsigned char* block, int64_t outputs, float* out) {
   constexpr int MOST = LANES == 16 ? 8 : 4;
-  for (long part = 0; part < ROWS / LANES; ++part, out += LANES) {
-    for (long row = 0; row < rows;) {
+  for (int64_t part = 0; part < ROWS / LANES; ++part, out += LANES) {
+    for (int64_t row = 0; row < rows;) {
       Floats found[8];
-      const long left = rows - row, count = left >= MOST ? MOST : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+      const int64_t left = rows - row, count = left >= MOST ? MOST : left >= 4 ? 4 : left >= 2 ? 2 : 1;
       switch (count) {
         case 8: tile<BITS, 8>(x, row, columns, block, part, found); break;
         case 4: tile<BITS, 4>(x, row, columns, block, part, found); break;
         case 2: tile<BITS, 2>(x, row, columns, block, part, found); break;
         default: tile<BITS, 1>(x, row, columns, block, part, found);
       }
-      for (long i = 0; i < count; ++i, ++row) store(out + row * outputs, found[i]);
+      for (int64_t i = 0; i < count; ++i, ++row) store(out + row * outputs, found[i]);
     }
   }
 }
 
-// What is rounded: x (rows, columns) as it is, divided by sqrt(|x|^2 + floor)
-// and times norm, or silu(gate) * up of x (rows, 2 columns).
-void prepare(const float* x, long columns, const float* norm, float floor, bool gated, float* made) {
+// A row of what is rounded: x (columns) divided by sqrt(|x|^2 + floor) and times norm, or silu(gate) * up of x (2 columns).
+void prepare(const float* x, int64_t columns, const float* norm, float floor, bool gated, float* made) {
   if (gated) {
-    for (long i = 0; i < columns; i += LANES) {
+    for (int64_t i = 0; i < columns; i += LANES) {
       const Floats gate = load<Floats>(x + i);
       store(made + i, gate / (1 + exponential(-gate)) * load<Floats>(x + columns + i));
     }
@@ -217,43 +216,47 @@ void prepare(const float* x, long columns, const float* norm, float floor, bool 
   }
   float squares = 0;
 #pragma omp simd reduction(+ : squares)
-  for (long i = 0; i < columns; ++i) squares += x[i] * x[i];
+  for (int64_t i = 0; i < columns; ++i) squares += x[i] * x[i];
   const float scale = 1 / std::sqrt(squares + floor);
-  for (long i = 0; i < columns; ++i) made[i] = x[i] * scale * norm[i];
+  for (int64_t i = 0; i < columns; ++i) made[i] = x[i] * scale * norm[i];
 }
 
 }  // namespace
 
-// out (rows, outputs) = x times weights, plus bias (outputs) and plus (rows, outputs) where they are.
-extern "C" void kiban_product(const float* x, long rows, long columns, const float* norm, float floor, int gated,
-                              const unsigned char* weights, int bits, long outputs, const float* bias, const float* plus,
-                              float* out, int threads) {
+// out (rows, outputs) = x times weights times factor, plus bias (outputs) and plus (rows, outputs) where they are.
+extern "C" void kiban_product(const float* x, int64_t rows, int64_t columns, const float* norm, float floor, int gated,
+                              const unsigned char* weights, int bits, int64_t outputs, float factor, const float* bias,
+                              const float* plus, float* out, int threads) {
+  if (rows > SLICE) {  // so that what is kept here stays small
+    for (int64_t row = 0; row < rows; row += SLICE)
+      kiban_product(x + row * columns * (gated ? 2 : 1), std::min(SLICE, rows - row), columns, norm, floor, gated, weights,
+                    bits, outputs, factor, bias, plus != nullptr ? plus + row * outputs : nullptr, out + row * outputs,
+                    threads);
+    return;
+  }
   static thread_local Rounded kept;  // of the thread that calls; its own threads share it
-  static thread_local std::vector<float> scratch;
-  kept.resize(rows, columns);
-  const bool prepared = norm != nullptr || gated;
-  if (prepared && static_cast<long>(scratch.size()) < rows * columns) scratch.resize(rows * columns);
   Rounded& rounded = kept;
-  float* made = scratch.data();
+  rounded.resize(rows, columns);
 #pragma omp parallel num_threads(threads)
   {
+    std::vector<float> made(norm != nullptr || gated ? columns : 0);
 #pragma omp for schedule(static)
-    for (long row = 0; row < rows; ++row) {
+    for (int64_t row = 0; row < rows; ++row) {
       const float* from = x + row * columns * (gated ? 2 : 1);
-      if (prepared) {
-        prepare(from, columns, norm, floor, gated, made + row * columns);
-        from = made + row * columns;
+      if (!made.empty()) {
+        prepare(from, columns, norm, floor, gated, made.data());
+        from = made.data();
       }
-      rounded.round(from, row, columns);
+      rounded.round(from, row, columns, factor);
     }
 #pragma omp for schedule(static)
-    for (long first = 0; first < outputs; first += ROWS) {
+    for (int64_t first = 0; first < outputs; first += ROWS) {
       const unsigned char* block = weights + first / ROWS * (columns / GROUP) * bytes(bits);
       const auto take = bits == 4 ? column<4> : column<8>;
       take(rounded, rows, columns, block, outputs, out + first);
       if (bias == nullptr && plus == nullptr) continue;
-      for (long row = 0; row < rows; ++row)
-        for (long i = first; i < first + ROWS; ++i) {
+      for (int64_t row = 0; row < rows; ++row)
+        for (int64_t i = first; i < first + ROWS; ++i) {
           if (bias != nullptr) out[row * outputs + i] += bias[i];
           if (plus != nullptr) out[row * outputs + i] += plus[row * outputs + i];
         }
@@ -264,46 +267,46 @@ extern "C" void kiban_product(const float* x, long rows, long columns, const flo
 // One query of each of `answers`: q (answers, heads, size) with `step` numbers from answer to answer, out (answers, heads,
 // size). both: keys and behind them values of a layer, (2 kv_heads, places, size). Answer i sees its first end[i] tokens;
 // token t lies at pages[first[i] + t / page] * page + t % page. size is divisible by 16.
-extern "C" void kiban_attend(const float* q, long answers, long step, long heads, long kv_heads, long size,
-                             const float* both, long places, const long* pages, long page, const long* first,
-                             const long* end, float* out, int threads) {
-  const long group = heads / kv_heads;
+extern "C" void kiban_attend(const float* q, int64_t answers, int64_t step, int64_t heads, int64_t kv_heads, int64_t size,
+                             const float* both, int64_t places, const int64_t* pages, int64_t page, const int64_t* first,
+                             const int64_t* end, float* out, int threads) {
+  const int64_t group = heads / kv_heads;
   const float by = 1 / std::sqrt(static_cast<float>(size));
 #pragma omp parallel num_threads(threads)
   {
     std::vector<float> scores;
 #pragma omp for schedule(dynamic, 1)
-    for (long task = 0; task < answers * kv_heads; ++task) {
-      const long answer = task / kv_heads, kv = task % kv_heads, length = end[answer];
+    for (int64_t task = 0; task < answers * kv_heads; ++task) {
+      const int64_t answer = task / kv_heads, kv = task % kv_heads, length = end[answer];
       const float *keys = both + kv * places * size, *values = both + (kv_heads + kv) * places * size;
       const float* query = q + answer * step + kv * group * size;
       float* to = out + (answer * heads + kv * group) * size;
-      const long room = (length + 15) / 16 * 16;
-      if (static_cast<long>(scores.size()) < group * room) scores.resize(group * room);
-      const long* own = pages + first[answer];
-      const auto place = [&](long i) { return (own[i / page] * page + i % page) * size; };
-      for (long i = 0; i < length; ++i) {
+      const int64_t room = (length + 15) / 16 * 16;
+      if (static_cast<int64_t>(scores.size()) < group * room) scores.resize(group * room);
+      const int64_t* own = pages + first[answer];
+      const auto place = [&](int64_t i) { return (own[i / page] * page + i % page) * size; };
+      for (int64_t i = 0; i < length; ++i) {
         const float* key = keys + place(i);
-        for (long head = 0; head < group; ++head) {
+        for (int64_t head = 0; head < group; ++head) {
           Floats made{};
-          for (long part = 0; part < size; part += LANES) made += load<Floats>(key + part) * load<Floats>(query + head * size + part);
+          for (int64_t part = 0; part < size; part += LANES) made += load<Floats>(key + part) * load<Floats>(query + head * size + part);
           scores[head * room + i] = sum(made) * by;
         }
       }
-      for (long head = 0; head < group; ++head) {
+      for (int64_t head = 0; head < group; ++head) {
         float *row = scores.data() + head * room, most = -INFINITY, total = 0;
 #pragma omp simd reduction(max : most)
-        for (long i = 0; i < length; ++i) most = std::max(most, row[i]);
-        for (long i = 0; i < length; i += LANES) store(row + i, exponential(load<Floats>(row + i) - most));
+        for (int64_t i = 0; i < length; ++i) most = std::max(most, row[i]);
+        for (int64_t i = 0; i < length; i += LANES) store(row + i, exponential(load<Floats>(row + i) - most));
 #pragma omp simd reduction(+ : total)
-        for (long i = 0; i < length; ++i) total += row[i];
-        for (long i = 0; i < length; ++i) row[i] /= total;
+        for (int64_t i = 0; i < length; ++i) total += row[i];
+        for (int64_t i = 0; i < length; ++i) row[i] /= total;
       }
       std::fill(to, to + group * size, 0.0f);
-      for (long i = 0; i < length; ++i) {
+      for (int64_t i = 0; i < length; ++i) {
         const float* value = values + place(i);
-        for (long head = 0; head < group; ++head)
-          for (long part = 0; part < size; part += LANES) {
+        for (int64_t head = 0; head < group; ++head)
+          for (int64_t part = 0; part < size; part += LANES) {
             float* here = to + head * size + part;
             store(here, load<Floats>(here) + load<Floats>(value + part) * scores[head * room + i]);
           }

@@ -2,21 +2,19 @@
 has for whole rows only (a scale for 32 numbers loses a tenth as much).
 
 It is compiled on the machine that runs it, in a second, and kept in KIBAN_HOME. Without a C++ compiler, or on anything but
-Linux on x86, nothing of this is there, and torch's own kernels serve.
+Linux on x86 with AVX2, nothing of this is there, and torch's own kernels serve.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import hashlib
 import logging
-import os
-import shutil
+import math
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from ctypes import c_float, c_int, c_long, c_void_p
+from ctypes import c_float, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -27,7 +25,8 @@ from torch import Tensor
 from kiban.config import home
 from kiban.engine.packed import GROUP, fits_int4, quantise4
 from kiban.engine.pages import PAGE, Part
-from kiban.engine.probe import features, processor
+from kiban.engine.probe import compiler_of_cpp, features, processor
+from kiban.files import sync
 
 LOGGER = logging.getLogger("kiban.engine")
 SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -36,17 +35,19 @@ NEEDED = ("avx2", "fma", "f16c")  # as Linux tells them
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
 SECONDS = 120  # for the compiler
 ROWS = 16  # of a block
-TINY = 1e-7  # the smallest scale
+EXPONENT = 10  # of the largest weight as it is stored
+TINY = 2.0**-24  # the smallest number in half precision
 
 
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled functions; None where there can be none."""
     if not set(NEEDED) <= set(features().split()):
+        LOGGER.info("no kernels of kiban's own: they need Linux and %s", ", ".join(NEEDED))
         return None
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    compiler = compiler_of_cpp()
     if compiler is None:
-        LOGGER.warning("there is no C++ compiler: 4-bit weights are read by slower kernels")
+        LOGGER.warning("there is no C++ compiler, so products and attention take slower kernels")
         return None
     about = f"{processor()}{features()}{FLAGS}".encode()
     name = f"kernels-{hashlib.sha256(SOURCE.read_bytes() + about).hexdigest()[:16]}.so"
@@ -57,20 +58,17 @@ def library() -> ctypes.CDLL | None:
             with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as scratch:
                 made = Path(scratch) / name
                 command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
-                subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
+                subprocess.run(command, check=True, stderr=subprocess.PIPE, timeout=SECONDS)
+                sync(made)  # half a library would end every process that opens it
                 made.replace(path)
-    except (OSError, subprocess.SubprocessError) as error:
-        LOGGER.warning("kernels are not compiled: %s", error)
-        return None
-    try:
+                sync(path.parent)
         found = ctypes.CDLL(str(path))  # lets go of Python's lock in every call
-    except OSError as error:
-        LOGGER.warning("%s does not open, and is made again at the next start: %s", path, error)
-        with contextlib.suppress(OSError):
-            path.unlink()
+    except (OSError, subprocess.SubprocessError) as error:
+        told = getattr(error, "stderr", None) or b""
+        LOGGER.warning("kernels are not compiled or do not open: %s %s", error, told.decode("utf-8", "replace")[-500:])
         return None
-    p, n = c_void_p, c_long
-    found.kiban_product.argtypes = [p, n, n, p, c_float, c_int, p, c_int, n, p, p, p, c_int]
+    p, n = c_void_p, c_int64
+    found.kiban_product.argtypes = [p, n, n, p, c_float, c_int, p, c_int, n, c_float, p, p, p, c_int]
     found.kiban_attend.argtypes = [p, n, n, n, n, n, p, n, p, n, p, p, p, c_int]
     return found
 
@@ -82,10 +80,12 @@ class Rounding:
     def __init__(self, bits: Literal[4, 8], weight: Tensor, bias: Tensor | None = None) -> None:
         """weight: (N, K), N divisible by 16 and K by 32. There must be a `library`."""
         assert fits_int4(weight)
-        self._code, self.bits = library(), bits
-        self.num_out, self.num_in = weight.shape
+        self.bits, (self.num_out, self.num_in) = bits, weight.shape
         self.bias = None if bias is None else bias.float().contiguous()
-        self.blocks = (_blocks4 if bits == 4 else _blocks8)(weight.float())
+        # A power of two brings scales to where half precision has all its digits, and changes no digit.
+        largest = float(weight.abs().amax())
+        self.factor = 2.0 ** (math.frexp(largest)[1] - EXPONENT) if 0 < largest < math.inf else 1.0
+        self.blocks = (_blocks4 if bits == 4 else _blocks8)(weight.float() / self.factor)
 
     def __call__(
         self,
@@ -98,13 +98,16 @@ class Rounding:
     ) -> Tensor:
         """norm (K,): x is divided by sqrt(|x|^2 + floor) and multiplied by it first. gated: x (..., 2K) is gate and up, and
         silu(gate) * up is multiplied. plus (..., N): added to the result."""
-        assert self._code is not None
-        x = x.contiguous()
-        rows = x.numel() // x.shape[-1]
-        out = torch.empty(*x.shape[:-1], self.num_out)
-        self._code.kiban_product(
+        code, x = library(), x.contiguous()
+        assert code is not None and not (gated and norm is not None)
+        assert x.dtype == torch.float32 and x.shape[-1] == self.num_in * (2 if gated else 1)
+        assert (norm is None or norm.shape == (self.num_in,)) and (
+            plus is None or plus.numel() == x.numel() // x.shape[-1] * self.num_out
+        )
+        rows, out = x.numel() // x.shape[-1], x.new_empty(*x.shape[:-1], self.num_out)
+        code.kiban_product(
             x.data_ptr(), rows, self.num_in, _address(norm), floor, gated, self.blocks.data_ptr(), self.bits,
-            self.num_out, _address(self.bias), _address(plus), out.data_ptr(), torch.get_num_threads(),
+            self.num_out, self.factor, _address(self.bias), _address(plus), out.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         return out
 
@@ -127,7 +130,8 @@ class OneEach:
         """q: (1, B, H, Dh), of each answer without gaps; both: (2 Hkv, places, Dh) of the layer. Out: (1, B, H, Dh)."""
         code, (_, answers, heads, size) = library(), q.shape
         assert code is not None and q.stride(2) == size and both.is_contiguous()
-        out = torch.empty(1, answers, heads, size)
+        assert q.dtype == both.dtype == torch.float32 and answers == len(self._ends)
+        out = q.new_empty(1, answers, heads, size)
         code.kiban_attend(
             q.data_ptr(), answers, q.stride(1), heads, both.shape[0] // 2, size, both.data_ptr(), both.shape[1],
             self._pages.data_ptr(), PAGE, self._first.data_ptr(), self._ends.data_ptr(), out.data_ptr(),

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from ctypes import PYFUNCTYPE, c_char_p, c_size_t, c_void_p, py_object
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_POINTER = ctypes.pythonapi.PyCapsule_GetPointer
-_POINTER.restype, _POINTER.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-_CAPSULE = ctypes.pythonapi.PyCapsule_New
-_CAPSULE.restype, _CAPSULE.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+# Functions of our own: those of ctypes.pythonapi are everybody's, with what anybody says of their arguments.
+_POINTER = PYFUNCTYPE(c_void_p, py_object, c_char_p)(("PyCapsule_GetPointer", ctypes.pythonapi))
+_CAPSULE = PYFUNCTYPE(py_object, c_void_p, c_char_p, c_void_p)(("PyCapsule_New", ctypes.pythonapi))
 
 
 class Library:
@@ -25,7 +25,7 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         """Raises OSError if it does not open."""
-        self._path, self._handle = path, ctypes.c_void_p()
+        self._path, self._handle = path, c_void_p()
         self._code = ctypes.CDLL(str(path))  # lets go of Python's lock in every call
         try:
             self._run, self._delete = (
@@ -35,17 +35,15 @@ class Library:
             make = self._code.AOTInductorModelContainerCreateWithDevice
         except AttributeError as error:
             raise OSError(f"{path}: {error}") from None
-        self._check(make(ctypes.byref(self._handle), ctypes.c_size_t(1), b"cpu", None))
+        self._check(make(ctypes.byref(self._handle), c_size_t(1), b"cpu", None))
 
     def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
         """As the class says. Raises OSError if it fails; torch says why on stderr."""
         aoti: Any = torch._C._aoti
         handles = [_POINTER(one, None) for one in aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)]
-        count, found = len(handles), ctypes.c_void_p()
-        given = (ctypes.c_void_p * count)(*handles)  # the library takes what they stand for, not the array
-        self._check(
-            self._run(self._handle, given, ctypes.c_size_t(count), ctypes.byref(found), ctypes.c_size_t(1), None, None)
-        )
+        count, found = len(handles), c_void_p()
+        given = (c_void_p * count)(*handles)  # the library takes what they stand for, not the array
+        self._check(self._run(self._handle, given, c_size_t(count), ctypes.byref(found), c_size_t(1), None, None))
         result: Tensor = aoti.alloc_tensor_by_stealing_from_void_ptr(_CAPSULE(found, None, None))
         return result
 

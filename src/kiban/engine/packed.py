@@ -166,7 +166,7 @@ def quantise4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         step = torch.where(scale == 0, torch.ones_like(scale), scale)
         codes = ((groups - start) / step).round().clamp(0, 15)
         found.append((codes, step, start, ((codes * step + start - groups) ** 2).sum(-1, keepdim=True)))
-    better = found[1][3] <= found[0][3]
+    better = found[1][3] <= found[0][3]  # if both are exact, the second: eight steps fit half precision, seven may not
     codes, scale, start = (torch.where(better, b, a) for a, b in zip(found[0][:3], found[1][:3], strict=True))
     return codes.to(torch.uint8).flatten(1), scale[..., 0], start[..., 0]
 

@@ -6,7 +6,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import platform
+import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -84,6 +87,11 @@ def _known(path: Path) -> dict[str, Any]:
     with contextlib.suppress(KibanError):  # there is none yet, or it is broken
         return read_json(path)
     return {}
+
+
+def compiler_of_cpp() -> str | None:
+    """The C++ compiler that is there: CXX, or the usual one."""
+    return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"))
 
 
 def processor() -> str:
