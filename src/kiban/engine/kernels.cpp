@@ -256,9 +256,12 @@ extern "C" void kiban_product(const float* x, int64_t rows, int64_t columns, con
       take(rounded, rows, columns, block, outputs, out + first);
       if (bias == nullptr && plus == nullptr) continue;
       for (int64_t row = 0; row < rows; ++row)
-        for (int64_t i = first; i < first + ROWS; ++i) {
-          if (bias != nullptr) out[row * outputs + i] += bias[i];
-          if (plus != nullptr) out[row * outputs + i] += plus[row * outputs + i];
+        for (int64_t i = first; i < first + ROWS; i += LANES) {
+          const int64_t at = row * outputs + i;
+          Floats made = load<Floats>(out + at);
+          if (bias != nullptr) made += load<Floats>(bias + i);
+          if (plus != nullptr) made += load<Floats>(plus + at);
+          store(out + at, made);
         }
     }
   }
