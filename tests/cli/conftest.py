@@ -44,7 +44,7 @@ def tiny_llama_folder(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathF
 def kiban(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
     from kiban.cli.main import main
 
-    monkeypatch.delenv("KIBAN_DEBUG", raising=False)
+    monkeypatch.setenv("KIBAN_DEBUG", "")  # and whatever --debug sets is gone afterwards
     for name in ("LC_ALL", "LC_MESSAGES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("LANG", "en_US.UTF-8")

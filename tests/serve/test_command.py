@@ -19,7 +19,7 @@ def kiban(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     """kiban(*arguments): exit code, stdout, stderr."""
     from kiban.cli.main import main
 
-    monkeypatch.delenv("KIBAN_DEBUG", raising=False)
+    monkeypatch.setenv("KIBAN_DEBUG", "")  # and whatever --debug sets is gone afterwards
 
     def run(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as caught:
