@@ -87,7 +87,7 @@ class DecoderPlan:
             self._pack = self._packer(blocks[0].ffn.gate.weight.detach(), copy)
             self.table = module.embed.weight.detach().to(self.dtype)  # (V, D)
             self.layers = [self._layer(block) for block in blocks]
-            self.norm, self._floor = self._scaled(module.norm.weight), _floor(self.config, self.device)
+            self.norm, self._root = self._scaled(module.norm.weight), _root(self.config, self.device)
             head = module.head.weight.detach()
             if isinstance(self.layers[0].qkv, Rounding):
                 self.head: Product = Rounding(8, F.pad(head, (0, 0, 0, -len(head) % kernels.ROWS)))
@@ -102,7 +102,7 @@ class DecoderPlan:
         """What makes states, from the tensors of another plan; it has no head. config: what `hidden` reads of one."""
         made = cls.__new__(cls)
         made.config, made.dtype, made.table, made.norm, made.layers = config, dtype, table, norm, layers
-        made._floor = _floor(config, table.device)
+        made._root = _root(config, table.device)
         return made
 
     @staticmethod
@@ -186,7 +186,7 @@ class DecoderPlan:
         self, x: Tensor, shape: tuple[int, ...], rotate: Callable[[Tensor], Tensor], mix: Mix
     ) -> Tensor:
         """The same with norms, gates and sums in the calls that multiply. x: (B T, D); shape: of queries to values."""
-        heads, floor = self.config.num_heads, self.config.dim * self.config.norm_eps
+        heads, floor = self.config.num_heads, _floor(self.config)
         layer: Any
         for number, layer in enumerate(self.layers):
             h = rotate(layer.qkv(x, norm=layer.norm1, floor=floor).view(shape))
@@ -198,7 +198,7 @@ class DecoderPlan:
     def logits(self, x: Tensor) -> Tensor:
         """States (..., D) to logits (..., V) float32."""
         if isinstance(self.head, Rounding):
-            found = self.head(x, norm=self.norm, floor=self.config.dim * self.config.norm_eps)
+            found = self.head(x, norm=self.norm, floor=_floor(self.config))
             return found[..., : self.config.vocab_size]
         return self.head(self.normed(x, self.norm)).float()
 
@@ -207,7 +207,7 @@ class DecoderPlan:
         if x.is_cuda:  # there it is one operation
             return F.rms_norm(x, weight.shape, weight, self.config.norm_eps).to(self.dtype)
         size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return (x / torch.hypot(size, self._floor) * weight).to(self.dtype)
+        return (x / torch.hypot(size, self._root) * weight).to(self.dtype)
 
     def _scaled(self, weight: Tensor) -> Tensor:
         """The weight of a norm, with the sqrt(D) that `normed` leaves out on a CPU."""
@@ -282,6 +282,11 @@ def usual_on_gpu() -> Literal["bf16", "fp32"]:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
-def _floor(config: Any, device: torch.device) -> Tensor:
-    """sqrt(D eps), as `DecoderPlan.normed` wants it."""
-    return torch.tensor(math.sqrt(config.dim * config.norm_eps), device=device)
+def _floor(config: Any) -> float:
+    """D eps: what a norm adds to the sum of squares."""
+    return float(config.dim * config.norm_eps)
+
+
+def _root(config: Any, device: torch.device) -> Tensor:
+    """Its root, as `DecoderPlan.normed` wants it."""
+    return torch.tensor(math.sqrt(_floor(config)), device=device)

@@ -65,6 +65,7 @@ Floats halves(const unsigned char* from) {
 template <int BITS>
 struct Sums {
 #ifdef WIDE
+  static constexpr float OFFSET = -128;  // of codes in 8 bits
   __m512i made = _mm512_setzero_si512();
 
   void add(Bytes codes, int four) {
@@ -73,10 +74,11 @@ struct Sums {
 
   Ints total() const { return reinterpret_cast<Ints>(made); }
 #else
+  static constexpr float OFFSET = 0;  // it is taken away before
   __m256i made = _mm256_setzero_si256();
 
   // Of 4 bits all sums of a group fit 16 bits: 16 products of at most 15 * 127. Of 8 bits only two products do, of the code
-  // without its offset, which is then no part of the minimum.
+  // without its offset.
   void add(Bytes codes, int four) {
     const __m256i x = _mm256_set1_epi32(four), ones = _mm256_set1_epi16(1);
     if (BITS == 4) {
@@ -93,12 +95,6 @@ struct Sums {
   }
 #endif
 };
-
-#ifdef WIDE
-constexpr float OFFSET = -128;
-#else
-constexpr float OFFSET = 0;
-#endif
 
 // exp: 2^n times a polynomial (Taylor, to the 6th power) of the rest; relative error about 1e-7. NaN stays NaN.
 Floats exponential(Floats x) {
@@ -178,7 +174,7 @@ void tile(const Rounded& x, int64_t row, int64_t columns, const unsigned char* b
       }
     }
     const unsigned char* pairs = block + (BITS == 4 ? 256 : 512) + 2 * LANES * part;
-    const Floats scale = halves(pairs), least = BITS == 4 ? halves(pairs + 32) : scale * OFFSET;
+    const Floats scale = halves(pairs), least = BITS == 4 ? halves(pairs + 32) : scale * Sums<BITS>::OFFSET;
     for (int i = 0; i < COUNT; ++i)
       made[i] += __builtin_convertvector(parts[i].total(), Floats) * (scale * scales[i * groups + group]) +
                  least * sums[i * groups + group];

@@ -163,9 +163,7 @@ class Scheduler:
     def _turn(self) -> bool:
         """One step, or a wait for something to do; False if there will be nothing more."""
         with self._changed:
-            if not self._wanted():
-                threads.release()
-                self._changed.wait_for(self._wanted)
+            threads.wait_for(self._changed, lambda: self._closing or any(True for _ in self._all()))
             cancelled = [answer for answer in self._all() if answer.cancelled]
             for answer in cancelled:
                 self._remove(answer)
@@ -176,9 +174,6 @@ class Scheduler:
         if plan:
             self._step(plan)
         return bool(plan) or not self._closing
-
-    def _wanted(self) -> bool:
-        return self._closing or any(True for _ in self._all())
 
     def _admit(self) -> None:
         """Give free slots to those who lost theirs, then to the clients in turn."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from threading import Condition
 from typing import Any
 
 SOFT = 1  # omp_pause_soft of the OpenMP specification: settings stay
@@ -21,6 +23,13 @@ def release() -> None:
     pause = _pause()
     if pause is not None:
         pause(SOFT)
+
+
+def wait_for(condition: Condition, wanted: Callable[[], bool]) -> None:
+    """`condition.wait_for(wanted)`, without them if there is something to wait for."""
+    if not wanted():
+        release()
+        condition.wait_for(wanted)
 
 
 @cache

@@ -95,9 +95,7 @@ class Batcher:
         try:
             while not self._closing or self._jobs:
                 with self._changed:
-                    if not self._wanted():
-                        threads.release()
-                        self._changed.wait_for(self._wanted)
+                    threads.wait_for(self._changed, lambda: self._closing or bool(self._jobs))
                     slices = self._take()
                     self._running = len({id(job) for job, _ in slices})
                 if slices:
@@ -115,9 +113,6 @@ class Batcher:
                 self._jobs.clear()
             for job in left:
                 job.finish(ClosedError("server", why="has failed"))
-
-    def _wanted(self) -> bool:
-        return self._closing or bool(self._jobs)
 
     def _take(self) -> list[tuple[_Job, Sequence[Any]]]:
         """Some items of each request in turn."""
